@@ -1,0 +1,279 @@
+"""The bundle contract: what every stage may rely on.
+
+A bundle is a folder:
+
+    model_meta.json                    this contract, schema version 1
+    encoder.onnx + encoder.onnx.data   one graph and one data file per component
+    vocab.txt                          one piece a line, in id order, without blank
+    tokens.txt                         the same with ids and ``<blk>``, as sherpa-onnx reads it
+    tokenizer.model                    SentencePiece model, if the checkpoint has one
+
+Writers build it in a temporary folder and publish it by rename, the metadata last (see ``nemotrt.export.publish``).
+Readers call :func:`load_bundle`, which refuses a folder that is incomplete; :func:`verify_digests` proves
+that nothing was altered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nemotrt.errors import BundleError
+
+SCHEMA_VERSION = 1
+META_NAME = "model_meta.json"
+VOCAB_NAME = "vocab.txt"
+TOKENS_NAME = "tokens.txt"
+
+DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
+Precision = Literal["fp32", "fp16"]
+Family = Literal[
+    "fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"
+]
+ComponentName = Literal["preprocessor", "encoder", "predictor", "joint", "ctc"]
+
+# Symbolic axes of the contract. A profile gives each of them a range.
+BATCH, SAMPLES, FRAMES, ENCODER_FRAMES = "batch", "samples", "frames", "encoder_frames"
+JOINT_FRAMES, TOKENS = "joint_frames", "tokens"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Record(BaseModel):
+    """A value of the contract: immutable, no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TensorSpec(_Record):
+    """An input or output: fixed axes are numbers, dynamic ones are names from the list above."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+class ComponentSpec(_Record):
+    """One ONNX graph of the bundle, with its external data file (``None``: all weights are inline)."""
+
+    graph: str
+    data: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.graph,) if self.data is None else (self.graph, self.data)
+
+
+class MelSpec(_Record):
+    """The log-mel front end (NeMo ``AudioToMelSpectrogramPreprocessor``). Sample counts are at ``sample_rate``."""
+
+    sample_rate: PositiveInt
+    features: PositiveInt
+    n_fft: PositiveInt
+    window_samples: PositiveInt
+    hop_samples: PositiveInt
+    normalize: Literal["per_feature", "none"]
+    preemphasis: float | None
+
+
+class EncoderSpec(_Record):
+    """What decoding, profiles and comparison need to know about the encoder.
+
+    ``max_encoder_frames`` is the length of the position table; ``max_feature_frames`` the longest input that stays
+    inside of it. ``attention_context`` is (left, right) in encoder frames, -1 for unlimited.
+    """
+
+    layers: PositiveInt
+    d_model: PositiveInt
+    heads: PositiveInt
+    feed_forward: PositiveInt
+    conv_kernel: PositiveInt
+    features: PositiveInt
+    subsampling_factor: PositiveInt
+    causal_subsampling: bool
+    max_encoder_frames: PositiveInt
+    max_feature_frames: PositiveInt
+    attention_context: tuple[int, int]
+    attention_style: Literal["regular", "chunked_limited"]
+
+    def encoder_frames_from_feature_frames(self, frames: int) -> int:
+        """Exact output length for ``frames`` valid feature frames: each halving is ``ceil(n/2)``, or
+        ``floor(n/2) + 1`` when the subsampling is causal (NeMo ``calc_length``)."""
+        halvings = self.subsampling_factor.bit_length() - 1
+        for _ in range(halvings):
+            frames = frames // 2 + 1 if self.causal_subsampling else (frames + 1) // 2
+        return frames
+
+
+class TransducerSpec(_Record):
+    """Predictor and joint. ``durations`` is empty for RNNT; for TDT the joint's last ``len(durations)`` outputs."""
+
+    predictor_layers: PositiveInt
+    predictor_hidden: PositiveInt
+    durations: tuple[int, ...]
+    max_symbols_per_frame: PositiveInt
+
+
+class FileRecord(_Record):
+    size_bytes: int
+    sha256: Sha256
+
+
+class BundleMeta(_Record):
+    """The whole of ``model_meta.json``."""
+
+    schema_version: Literal[1]
+    name: str
+    family: Family
+    precision: Precision
+    components: dict[ComponentName, ComponentSpec]
+    mel: MelSpec
+    encoder: EncoderSpec
+    transducer: TransducerSpec | None
+    vocabulary_size: PositiveInt
+    blank_id: int
+    tokenizer: Literal["sentencepiece", "characters"]
+    checkpoint_sha256: Sha256
+    tools: dict[str, str]
+    files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _names_stay_inside_the_folder(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            if PurePosixPath(name).name != name or name in ("", ".", ".."):
+                raise ValueError(f"file name {name!r} is not a plain name inside the bundle")
+        return files
+
+    @model_validator(mode="after")
+    def _every_component_file_is_recorded(self) -> BundleMeta:
+        missing = [f for c in self.components.values() for f in c.files if f not in self.files]
+        if missing:
+            raise ValueError(f"component files without a record: {missing}")
+        if self.blank_id != self.vocabulary_size:
+            raise ValueError(f"blank_id {self.blank_id} is not the id after the {self.vocabulary_size} pieces")
+        return self
+
+    @property
+    def logits_width(self) -> int:
+        """Joint output width: pieces, blank, then TDT durations."""
+        return self.vocabulary_size + 1 + (len(self.transducer.durations) if self.transducer else 0)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files are all there with the recorded sizes."""
+
+    path: Path
+    meta: BundleMeta
+
+    def component(self, name: str) -> ComponentSpec:
+        """Raises :class:`BundleError` naming the components that exist."""
+        for key, spec in self.meta.components.items():
+            if key == name:
+                return spec
+        raise BundleError(
+            f"the bundle has no component {name!r}",
+            where=self.path,
+            found=", ".join(self.meta.components),
+            fix="export the checkpoint again, or name one of the components found",
+        )
+
+    def graph_path(self, name: str) -> Path:
+        return self.path / self.component(name).graph
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """The pieces in id order, without blank."""
+        pieces = tuple((self.path / VOCAB_NAME).read_text(encoding="utf-8").split("\n")[:-1])
+        if len(pieces) != self.meta.vocabulary_size:
+            raise BundleError(
+                f"{VOCAB_NAME} does not have one line per piece",
+                where=self.path / VOCAB_NAME,
+                found=f"{len(pieces)} lines, {self.meta.vocabulary_size} expected",
+                fix="export the checkpoint again",
+            )
+        return pieces
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and validate the contract at ``path`` (a bundle folder).
+
+    Raises:
+        BundleError: no metadata, another schema, or a file that is missing, of another size or not recorded.
+    """
+    meta_path = path / META_NAME
+    if not meta_path.is_file():
+        raise BundleError(
+            "this is not a bundle",
+            where=path,
+            found=f"no {META_NAME}" if path.is_dir() else "no such folder",
+            fix="make one with: nemotrt export MODEL.nemo -o BUNDLE",
+        )
+    try:
+        meta = BundleMeta.model_validate_json(meta_path.read_bytes())
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        raise BundleError(
+            f"{META_NAME} does not follow schema version {SCHEMA_VERSION}",
+            where=f"{meta_path}: {'.'.join(map(str, problem['loc'])) or 'document'}",
+            found=problem["msg"],
+            fix="export the checkpoint again with this version of nemotrt",
+        ) from exc
+    _check_sizes(path, meta.files)
+    return Bundle(path, meta)
+
+
+def verify_digests(bundle: Bundle) -> None:
+    """Prove that every file is the one that was exported.
+
+    Raises:
+        BundleError: naming the first file whose SHA-256 differs.
+    """
+    for name, record in bundle.meta.files.items():
+        digest = sha256_of_file(bundle.path / name)
+        if digest != record.sha256:
+            raise BundleError(
+                f"{name} is not the file that was exported",
+                where=bundle.path / name,
+                found=f"sha256 {digest[:16]}..., {record.sha256[:16]}... recorded",
+                fix="export the checkpoint again; do not edit files of a bundle in place",
+            )
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_sizes(path: Path, files: Mapping[str, FileRecord]) -> None:
+    present = {entry.name: entry for entry in path.iterdir() if entry.name != META_NAME}
+    for name, record in files.items():
+        entry = present.pop(name, None)
+        if entry is None or entry.is_symlink() or not entry.is_file():
+            raise BundleError(
+                f"{name} is missing from the bundle", where=path, fix="export the checkpoint again"
+            )
+        if entry.stat().st_size != record.size_bytes:
+            raise BundleError(
+                f"{name} has the wrong size",
+                where=entry,
+                found=f"{entry.stat().st_size} bytes, {record.size_bytes} recorded",
+                fix="copy the bundle again, or export the checkpoint again",
+            )
+    if present:
+        raise BundleError(
+            "the bundle folder holds files that are not part of it",
+            where=path,
+            found=", ".join(sorted(present)),
+            fix="move them elsewhere: a bundle is exactly the files its metadata lists",
+        )
