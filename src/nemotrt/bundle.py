@@ -29,6 +29,7 @@ SCHEMA_VERSION = 1
 META_NAME = "model_meta.json"
 VOCAB_NAME = "vocab.txt"
 TOKENS_NAME = "tokens.txt"
+TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]

@@ -1,0 +1,204 @@
+"""One Conformer layer (NeMo ``ConformerLayer``), written for engines.
+
+    x += 1/2 FF1(LN x);  x += MHSA(LN x);  x += Conv(LN x);  x += 1/2 FF2(LN x);  x = LN x
+
+What is folded into weights when they are read, so that it costs nothing at run time:
+
+    1/2 of the feed-forwards        into their second matrix
+    1/sqrt(d_k)                     into W_q, its bias and the position biases u, v
+    W_q, W_k, W_v                   one matrix [D, 3D]
+    b_q + u                         one vector; (q + v) = (q + u) + (v - u)
+    b_k                             dropped: it adds the same number to all scores of a row, and softmax ignores that
+    b_v                             into the output bias: the attention weights of a row sum to one
+    batch norm                      into the depthwise convolution
+    position projections            one matrix for all layers (see ``positions.py``)
+
+Relative shift without Pad: position row i holds 2T columns, of positions T, T-1, ..., -(T-1). Read as one row, the score
+of (i, j) stands at  i (2T-1) + T + j : drop the first T numbers, cut into rows of 2T-1, keep T columns.
+Source: Transformer-XL (arXiv 1901.02860) B, Conformer (arXiv 2005.08100), NeMo ``RelPositionMultiHeadAttention``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from nemotrt.export.config import EncoderConfig
+from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.weights import FloatArray, Loader, Weights
+
+_LAYER_NORM_EPSILON = 1e-5
+_BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What all layers share, computed once.
+
+    ``score_bias`` float [B,1,1|T,T]: 0 where attention is allowed, a large negative finite number elsewhere;
+    ``valid`` bool [B,T,1]; ``frames`` int64 [1]; ``folded``/``unfolded`` the two shapes of the relative shift.
+    """
+
+    score_bias: ir.Value
+    valid: ir.Value
+    frames: ir.Value
+    folded: ir.Value
+    unfolded: ir.Value
+
+
+class ConformerLayer:
+    """Writes layer ``index`` of the encoder into a graph."""
+
+    def __init__(self, g: GraphBuilder, weights: Weights, config: EncoderConfig, *, index: int) -> None:
+        self._g, self._weights, self._config = g, weights, config
+        self._source = f"encoder.layers.{index}"
+        self._d = config.spec.d_model
+
+    def __call__(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
+        """``x`` [B,T,D], ``positions`` [H,d_k,2T] -> [B,T,D]."""
+        g = self._g
+        x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward1"), "feed_forward1"))
+        x = g.op("Add", x, self._attention(self._norm(x, "norm_self_att"), positions, context))
+        x = g.op("Add", x, self._convolution(self._norm(x, "norm_conv"), context))
+        x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward2"), "feed_forward2"))
+        return self._norm(x, "norm_out")
+
+    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+        with self._g.scope(name):
+            scale, bias = self._vector(f"{name}.weight", "weight"), self._vector(f"{name}.bias", "bias")
+            return self._g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=_LAYER_NORM_EPSILON)
+
+    def _feed_forward(self, x: ir.Value, name: str) -> ir.Value:
+        g, d, d_ff = self._g, self._d, self._config.spec.feed_forward
+        with g.scope(name):
+            hidden = g.swish(self._linear(x, f"{name}.linear1", "linear1", d, d_ff))
+            return self._linear(hidden, f"{name}.linear2", "linear2", d_ff, d, scale=0.5)
+
+    def _attention(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
+        g, heads = self._g, self._config.spec.heads
+        d_k = self._d // heads
+        with g.scope("self_attn"):
+            qkv = g.op("Reshape", g.op("MatMul", x, self._qkv_weight()), g.constant([0, 0, 3 * heads, d_k]))
+            q, k, v = g.multi("Split", g.op("Transpose", qkv, perm=[0, 2, 1, 3]), outputs=3, axis=1, num_outputs=3)
+            q_u, q_v = self._biased_queries(q, heads, d_k)
+            content = g.op("MatMul", q_u, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+            position = self._relative_shift(g.op("MatMul", q_v, positions), context)
+            scores = g.op("Add", g.op("Add", content, position), context.score_bias)
+            mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
+            joined = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.constant([0, 0, self._d]))
+            return g.linear(joined, self._matrix("self_attn.linear_out", "linear_out", self._d, self._d), self._out_bias())
+
+    def _biased_queries(self, q: ir.Value, heads: int, d_k: int) -> tuple[ir.Value, ir.Value]:
+        g, scale = self._g, self._score_scale()
+        load_u = self._weights.expect(f"{self._source}.self_attn.pos_bias_u", (heads, d_k))
+        load_v = self._weights.expect(f"{self._source}.self_attn.pos_bias_v", (heads, d_k))
+        load_bias = self._bias_loader("self_attn.linear_q", self._d)
+
+        def bias_u() -> FloatArray:
+            bias = load_u() if load_bias is None else load_u() + load_bias().reshape(heads, d_k)
+            return np.asarray(bias[:, None] * scale)
+
+        q_u = g.op("Add", q, g.weight("bias_u", (heads, 1, d_k), bias_u))
+        step = g.weight("bias_v_minus_u", (heads, 1, d_k), lambda: (load_v() - load_u())[:, None] * scale)
+        return q_u, g.op("Add", q_u, step)
+
+    def _relative_shift(self, scores: ir.Value, context: LayerContext) -> ir.Value:
+        """[B,H,T,2T] by position to [B,H,T,T] by key."""
+        g = self._g
+        shifted = g.slice(g.op("Reshape", scores, context.folded), axis=2, start=1)
+        return g.slice(g.op("Reshape", shifted, context.unfolded), axis=3, end=context.frames)
+
+    def _qkv_weight(self) -> ir.Value:
+        d, scale = self._d, self._score_scale()
+        q, k, v = (self._weights.expect(f"{self._source}.self_attn.linear_{part}.weight", (d, d)) for part in "qkv")
+        return self._g.weight("qkv.weight", (d, 3 * d), lambda: np.concatenate([q() * scale, k(), v()]).T)
+
+    def _out_bias(self) -> ir.Value | None:
+        bias, value_bias = self._bias_loader("self_attn.linear_out", self._d), self._bias_loader("self_attn.linear_v", self._d)
+        self._bias_loader("self_attn.linear_k", self._d)  # must exist; has no effect on the result
+        if bias is None or value_bias is None:
+            return None
+        weight = self._weights.expect(f"{self._source}.self_attn.linear_out.weight", (self._d, self._d))
+        return self._g.weight("linear_out.bias", (self._d,), lambda: bias() + weight() @ value_bias())
+
+    def _convolution(self, x: ir.Value, context: LayerContext) -> ir.Value:
+        g, d = self._g, self._d
+        with g.scope("conv"):
+            value, gate = g.multi(
+                "Split", self._linear(x, "conv.pointwise_conv1", "pointwise_conv1", d, 2 * d, pointwise=True),
+                outputs=2, axis=-1, num_outputs=2,
+            )  # fmt: skip
+            x = g.op("Where", context.valid, g.op("Mul", value, g.op("Sigmoid", gate)), g.constant(0.0))
+            x = g.op("Transpose", self._depthwise(g.op("Transpose", x, perm=[0, 2, 1])), perm=[0, 2, 1])
+            if self._config.conv_norm == "layer_norm":
+                x = self._norm(x, "conv.batch_norm")
+            return self._linear(g.swish(x), "conv.pointwise_conv2", "pointwise_conv2", d, d, pointwise=True)
+
+    def _depthwise(self, x: ir.Value) -> ir.Value:
+        """[B,D,T] -> [B,D,T]; with batch norm folded in: y = (conv(x) - mean) * s + beta, s = gamma / sqrt(var + eps)."""
+        g, d, kernel = self._g, self._d, self._config.spec.conv_kernel
+        load = self._weights.expect(f"{self._source}.conv.depthwise_conv.weight", (d, 1, kernel))
+        load_bias = self._bias_loader("conv.depthwise_conv", d)
+        left, right = self._config.conv_context
+        weight, bias = load, load_bias
+        if self._config.conv_norm == "batch_norm":
+            norm = _BatchNorm(self._weights, f"{self._source}.conv.batch_norm", d)
+            weight = lambda: load() * norm.scale()[:, None, None]  # noqa: E731
+            bias = lambda: norm.shift(None if load_bias is None else load_bias())  # noqa: E731
+        return g.op(
+            "Conv", x, g.weight("depthwise_conv.weight", (d, 1, kernel), weight),
+            None if bias is None else g.weight("depthwise_conv.bias", (d,), bias),
+            group=d, pads=[left, right],
+        )  # fmt: skip
+
+    def _linear(
+        self, x: ir.Value, source: str, name: str, d_in: int, d_out: int, *, scale: float = 1.0, pointwise: bool = False
+    ) -> ir.Value:
+        g = self._g
+        matrix = self._matrix(source, name, d_in, d_out, scale=scale, pointwise=pointwise)
+        load = self._bias_loader(source, d_out)
+        bias = None if load is None else g.weight(f"{name}.bias", (d_out,), lambda: load() * np.float32(scale))
+        return g.linear(x, matrix, bias)
+
+    def _matrix(
+        self, source: str, name: str, d_in: int, d_out: int, *, scale: float = 1.0, pointwise: bool = False
+    ) -> ir.Value:
+        """A torch matrix [out,in] (or 1x1 convolution [out,in,1]) as [in,out]."""
+        shape = (d_out, d_in, 1) if pointwise else (d_out, d_in)
+        load = self._weights.expect(f"{self._source}.{source}.weight", shape)
+        return self._g.weight(
+            f"{name}.weight", (d_in, d_out), lambda: load().reshape(d_out, d_in).T * np.float32(scale)
+        )
+
+    def _vector(self, source: str, name: str) -> ir.Value:
+        return self._g.weight(name, (self._d,), self._weights.expect(f"{self._source}.{source}", (self._d,)))
+
+    def _bias_loader(self, source: str, width: int) -> Loader | None:
+        return self._weights.expect(f"{self._source}.{source}.bias", (width,)) if self._config.use_bias else None
+
+    def _score_scale(self) -> np.float32:
+        return np.float32(1.0 / np.sqrt(self._d // self._config.spec.heads))
+
+
+@dataclass(frozen=True)
+class _BatchNorm:
+    """Inference batch norm as an affine map of the channels: ``x * scale() + shift``."""
+
+    weights: Weights
+    source: str
+    channels: int
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.weights.expect(f"{self.source}.{name}", (self.channels,))
+
+    def scale(self) -> FloatArray:
+        variance = self.weights.read(f"{self.source}.running_var")
+        return self.weights.read(f"{self.source}.weight") / np.sqrt(variance + np.float32(_BATCH_NORM_EPSILON))
+
+    def shift(self, bias: FloatArray | None) -> FloatArray:
+        mean = self.weights.read(f"{self.source}.running_mean")
+        centred = -mean if bias is None else bias - mean
+        return centred * self.scale() + self.weights.read(f"{self.source}.bias")

@@ -1,0 +1,88 @@
+"""The encoder graph: subsampling, masks and positions once, then L layers.
+
+    audio_signal [B,F,T], length [B] -> encoder_output [B,D,T'], encoded_lengths [B]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from nemotrt.bundle import BATCH, FRAMES
+from nemotrt.export.config import EncoderConfig
+from nemotrt.export.conformer import ConformerLayer, LayerContext
+from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.positions import projected_positions
+from nemotrt.export.subsampling import subsampling
+from nemotrt.export.weights import Weights
+
+# Added to the scores of forbidden keys. Finite, and within half range, so that a row without any allowed key gives
+# numbers and not NaN; exp() of it is zero in every precision. NeMo fills with the same number.
+FORBIDDEN_SCORE = -10000.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """``x`` [B,T',D]; ``lengths`` int64 [B]."""
+
+    x: ir.Value
+    lengths: ir.Value
+
+
+def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded:
+    """Declare the inputs and write the whole encoder; the caller adds a head and declares outputs."""
+    spec = config.spec
+    audio_signal = g.input("audio_signal", "float32", (BATCH, spec.features, FRAMES))
+    length = g.input("length", "int64", (BATCH,))
+    with g.scope("pre_encode"):
+        start = subsampling(g, weights, config, audio_signal=audio_signal, length=length)
+    with g.scope("context"):
+        context = _layer_context(g, config, start.valid)
+    with g.scope("positions"):
+        positions = projected_positions(g, weights, spec, frames=context.frames)
+    x = start.x
+    for index in range(spec.layers):
+        with g.scope(f"layers.{index}"):
+            x = ConformerLayer(g, weights, config, index=index)(x, positions[index], context)
+    return Encoded(x, start.lengths)
+
+
+def _layer_context(g: GraphBuilder, config: EncoderConfig, valid: ir.Value) -> LayerContext:
+    """``valid`` bool [B,T]."""
+    frames = g.extent(valid, 1)
+    allowed = g.op("Unsqueeze", valid, g.constant([1]))
+    window = _attention_window(g, config, frames)
+    if window is not None:
+        allowed = g.op("And", allowed, window)
+    score_bias = g.op("Where", allowed, g.constant(0.0), g.constant(FORBIDDEN_SCORE))
+    return LayerContext(
+        score_bias=g.op("Unsqueeze", score_bias, g.constant([1])),
+        valid=g.op("Unsqueeze", valid, g.constant([2])),
+        frames=frames,
+        folded=g.op("Concat", g.constant([0, 0, -1]), frames, axis=0),
+        unfolded=g.op("Concat", g.constant([0, 0]), frames, g.constant([-1]), axis=0),
+    )
+
+
+def _attention_window(g: GraphBuilder, config: EncoderConfig, frames: ir.Value) -> ir.Value | None:
+    """Which key each query may see regardless of padding, bool [T,T]; ``None`` if every one.
+
+    regular: ``-left <= key - query <= right``. chunked_limited: the query's chunk of ``right + 1`` frames and the
+    ``left / chunk`` chunks before it (NeMo ``ConformerEncoder._create_masks``).
+    """
+    left, right = config.spec.attention_context
+    index = g.op("Range", g.constant(0), g.scalar(frames), g.constant(1))
+    if config.spec.attention_style == "chunked_limited":
+        chunk = right + 1
+        index = g.op("Div", index, g.constant(chunk))
+        left, right = (left // chunk if left >= 0 else -1), 0
+    elif (left, right) == (-1, -1):
+        return None
+    back = g.op("Sub", g.op("Unsqueeze", index, g.constant([1])), index)
+    bounds = []
+    if left >= 0:
+        bounds.append(g.op("LessOrEqual", back, g.constant(left)))
+    if right >= 0:
+        bounds.append(g.op("GreaterOrEqual", back, g.constant(-right)))
+    return bounds[0] if len(bounds) == 1 else g.op("And", *bounds)

@@ -1,0 +1,129 @@
+"""``.nemo`` -> bundle.
+
+    open_nemo -> model_config -> component_graphs -> save each (weights stream through) -> publish
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from nemotrt.bundle import (
+    TOKENIZER_NAME,
+    TOKENS_NAME,
+    VOCAB_NAME,
+    Bundle,
+    BundleMeta,
+    ComponentName,
+    ComponentSpec,
+    FileRecord,
+    sha256_of_file,
+)
+from nemotrt.bundle_writer import BundleWriter
+from nemotrt.export.archive import NemoArchive, open_nemo
+from nemotrt.export.components import component_graphs
+from nemotrt.export.config import ModelConfig, model_config
+from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.vocabulary import check_tokenizer, tokens_text, vocabulary_text
+
+Progress = Callable[[str], None]
+
+_MODEL_PREFIXES = ("encoder.", "decoder.", "joint.", "ctc_decoder.", "preprocessor.")
+_INLINE_BYTES = 1024
+
+
+def export_checkpoint(
+    checkpoint: Path, destination: Path, *, overwrite: bool = False, on_progress: Progress = lambda _: None
+) -> Bundle:
+    """Write the bundle of ``checkpoint`` to the folder ``destination``: all of it, or nothing.
+
+    ``on_progress`` hears the name of each component before it is written.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, is hostile, or of a kind that is not built.
+        UsageError: ``destination`` exists.
+        MachineError: ``destination`` cannot be written.
+    """
+    with open_nemo(checkpoint) as archive:
+        config = model_config(archive.config, origin=checkpoint)
+        graphs = component_graphs(archive.weights, config)
+        archive.weights.refuse_unexpected(_MODEL_PREFIXES)
+        with BundleWriter(destination, overwrite=overwrite) as writer:
+            _write_texts(archive, config, writer.folder)
+            components = {}
+            for name, graph in graphs.items():
+                on_progress(name)
+                components[name] = _save(graph, writer.folder, _client_metadata(config))
+            on_progress("digests")
+            digest = sha256_of_file(checkpoint)
+            return writer.publish(lambda files: _meta(checkpoint, digest, config, components, files))
+
+
+def _write_texts(archive: NemoArchive, config: ModelConfig, folder: Path) -> None:
+    if config.tokenizer.model is not None:
+        model = archive.artifact(config.tokenizer.model)
+        check_tokenizer(model, config.vocabulary, origin=archive.path)
+        (folder / TOKENIZER_NAME).write_bytes(model)
+    (folder / VOCAB_NAME).write_text(vocabulary_text(config.vocabulary), encoding="utf-8")
+    (folder / TOKENS_NAME).write_text(tokens_text(config.vocabulary), encoding="utf-8")
+
+
+def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> ComponentSpec:
+    """One graph file and at most one data file; weights pass through memory one at a time."""
+    model = graph.model()
+    model.metadata_props.update(metadata)
+    graph_file, data_file = f"{graph.name}.onnx", f"{graph.name}.onnx.data"
+    ir.save(
+        model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1
+    )
+    return ComponentSpec(
+        graph=graph_file,
+        data=data_file if (folder / data_file).exists() else None,
+        inputs=graph.input_specs,
+        outputs=graph.output_specs,
+        parameters=graph.parameters,
+    )
+
+
+def _client_metadata(config: ModelConfig) -> dict[str, str]:
+    """What sherpa-onnx looks for in the metadata of NeMo graphs."""
+    metadata = {
+        "vocab_size": str(config.blank_id),
+        "subsampling_factor": str(config.encoder.spec.subsampling_factor),
+        "normalize_type": "per_feature" if config.mel.normalize == "per_feature" else "",
+        "model_type": config.family,
+        "version": "1",
+        "feat_dim": str(config.mel.features),
+    }
+    if config.transducer is not None:
+        metadata["pred_rnn_layers"] = str(config.transducer.spec.predictor_layers)
+        metadata["pred_hidden"] = str(config.transducer.spec.predictor_hidden)
+    return metadata
+
+
+def _meta(
+    checkpoint: Path,
+    digest: str,
+    config: ModelConfig,
+    components: dict[ComponentName, ComponentSpec],
+    files: dict[str, FileRecord],
+) -> BundleMeta:
+    return BundleMeta(
+        schema_version=1,
+        name=checkpoint.stem,
+        family=config.family,
+        precision="fp32",
+        components=components,
+        mel=config.mel,
+        encoder=config.encoder.spec,
+        transducer=None if config.transducer is None else config.transducer.spec,
+        vocabulary_size=len(config.vocabulary),
+        blank_id=config.blank_id,
+        tokenizer="sentencepiece" if config.tokenizer.model else "characters",
+        checkpoint_sha256=digest,
+        tools={package: version(package) for package in ("nemotrt", "onnx-ir", "numpy")},
+        files=files,
+    )

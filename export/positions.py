@@ -1,0 +1,49 @@
+"""Relative positions: one sinusoidal table, one projection for all layers.
+
+    table row r holds position max - r:   max, max-1, ..., 0, ..., -(max-1)        2 max rows
+    T frames use rows max-T .. max+T:     T, T-1, ..., -(T-1)                      2 T rows
+
+Position T is never used; it makes the relative shift a reshape (see ``conformer.py``).
+Source: Transformer-XL (arXiv 1901.02860), NeMo ``RelPositionalEncoding``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from nemotrt.bundle import EncoderSpec
+from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.weights import FloatArray, Weights
+
+_WAVELENGTH = 10000.0
+
+
+def position_table(max_frames: int, d_model: int) -> FloatArray:
+    """Sinusoids of positions ``max_frames`` down to ``-(max_frames - 1)``, float32 [2 max_frames, d_model].
+
+    Angles are rounded to float32 as NeMo rounds them; sine and cosine are then exact to the last bit.
+    """
+    positions = np.arange(max_frames, -max_frames, -1, dtype=np.float32)[:, None]
+    exponent = np.arange(0, d_model, 2, dtype=np.float32) * np.float32(-(np.log(_WAVELENGTH) / d_model))
+    angles = (positions * np.exp(exponent.astype(np.float64)).astype(np.float32)).astype(np.float64)
+    table = np.empty((2 * max_frames, d_model), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
+    return table
+
+
+def projected_positions(
+    g: GraphBuilder, weights: Weights, spec: EncoderSpec, *, frames: ir.Value
+) -> Sequence[ir.Value]:
+    """The projected positions of each layer, [H, d_k, 2T]; ``frames`` is T, int64 [1]."""
+    layers, heads, d = spec.layers, spec.heads, spec.d_model
+    loads = [weights.expect(f"encoder.layers.{i}.self_attn.linear_pos.weight", (d, d)) for i in range(layers)]
+    table = g.weight("table", (2 * spec.max_encoder_frames, d), lambda: position_table(spec.max_encoder_frames, d))
+    middle = g.constant([spec.max_encoder_frames])
+    rows = g.op("Slice", table, g.op("Sub", middle, frames), g.op("Add", middle, frames), g.constant([0]))
+    matrix = g.weight("projection.weight", (d, layers * d), lambda: np.concatenate([load() for load in loads]).T)
+    by_head = g.op("Reshape", g.op("MatMul", rows, matrix), g.constant([0, layers * heads, d // heads]))
+    columns = g.op("Transpose", by_head, perm=[1, 2, 0])
+    return [columns] if layers == 1 else g.multi("Split", columns, outputs=layers, axis=0, num_outputs=layers)

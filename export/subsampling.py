@@ -1,0 +1,112 @@
+"""Depthwise-striding subsampling (NeMo ``ConvSubsampling`` with ``dw_striding``), with exact integer lengths.
+
+A valid-frame mask is computed once, by one comparison; the masks of the halved rates are strided slices of it:
+
+    regular   level k is valid at j  iff  2^k j < length
+    causal    level k is valid at j  iff  2^k (j - 1) + 2 <= length      (each level is floor(n/2) + 1)
+
+so the output length is the number of valid frames, and no length is ever a float. NeMo computes lengths in the
+network's precision, which in half precision is wrong from 2049 frames on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nemotrt.export.config import EncoderConfig
+from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.weights import FloatArray, Weights
+
+_KERNEL = 3
+
+
+@dataclass(frozen=True)
+class Subsampled:
+    """``x`` [B,T',D]; ``valid`` bool [B,T']; ``lengths`` int64 [B]."""
+
+    x: ir.Value
+    valid: ir.Value
+    lengths: ir.Value
+
+
+def subsampling(
+    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, length: ir.Value
+) -> Subsampled:
+    """``audio_signal`` [B,F,T] and ``length`` int64 [B] to model frames.
+
+    The convolutions see zeros beyond each row's length at every level, so padding never reaches a valid frame.
+    """
+    spec = config.spec
+    masks = _level_masks(g, audio_signal, length, factor=spec.subsampling_factor, causal=spec.causal_subsampling)
+    zero = g.constant(0.0)
+    x = g.op("Unsqueeze", g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero), g.constant([1]))
+    x = g.op("Relu", _strided(g, weights, x, index=0, config=config, channels_in=1))
+    for level, mask in enumerate(masks[1:-1]):
+        index = 2 + 3 * level
+        x = g.op("Where", g.op("Unsqueeze", mask, g.constant([1, 2])), x, zero)
+        x = _strided(g, weights, x, index=index, config=config, channels_in=config.subsampling_channels)
+        x = g.op("Relu", _pointwise(g, weights, x, index=index + 1, channels=config.subsampling_channels))
+    x = _project(g, weights, x, config)
+    lengths = g.op("ReduceSum", g.op("Cast", masks[-1], to=ir.DataType.INT64), g.constant([1]), keepdims=0)
+    return Subsampled(x, masks[-1], lengths)
+
+
+def _level_masks(g: GraphBuilder, x: ir.Value, length: ir.Value, *, factor: int, causal: bool) -> list[ir.Value]:
+    """Valid-frame masks, bool [B, frames of the level], from the input rate down to the output rate."""
+    frames = g.scalar(g.extent(x, 2))
+    column = g.op("Unsqueeze", length, g.constant([1]))
+    levels = range(factor.bit_length())
+    if causal:
+        positions = g.op("Range", g.constant(2 - factor), g.op("Add", frames, g.constant(1)), g.constant(1))
+        valid = g.op("LessOrEqual", positions, column)
+        offsets = [factor - 2**level for level in levels]
+    else:
+        valid = g.op("Less", g.op("Range", g.constant(0), frames, g.constant(1)), column)
+        offsets = [0 for _ in levels]
+    return [
+        valid if (offset, level) == (0, 0) else g.slice(valid, axis=1, start=offset, step=2**level)
+        for level, offset in zip(levels, offsets, strict=True)
+    ]
+
+
+def _strided(
+    g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, config: EncoderConfig, channels_in: int
+) -> ir.Value:
+    """3x3 convolution of stride 2, one filter per output channel. Layout [B,C,F,T]: NeMo's kernels are transposed."""
+    channels = config.subsampling_channels
+    name = f"encoder.pre_encode.conv.{index}"
+    load = weights.expect(f"{name}.weight", (channels, 1, _KERNEL, _KERNEL))
+    kernel = g.weight(f"conv.{index}.weight", (channels, 1, _KERNEL, _KERNEL), lambda: load().transpose(0, 1, 3, 2))
+    bias = g.weight(f"conv.{index}.bias", (channels,), weights.expect(f"{name}.bias", (channels,)))
+    pads = [_KERNEL - 1, _KERNEL - 1, 1, 1] if config.spec.causal_subsampling else [1, 1, 1, 1]
+    return g.op("Conv", x, kernel, bias, strides=[2, 2], pads=pads, group=channels_in)
+
+
+def _pointwise(g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, channels: int) -> ir.Value:
+    name = f"encoder.pre_encode.conv.{index}"
+    kernel = g.weight(
+        f"conv.{index}.weight", (channels, channels, 1, 1), weights.expect(f"{name}.weight", (channels, channels, 1, 1))
+    )
+    bias = g.weight(f"conv.{index}.bias", (channels,), weights.expect(f"{name}.bias", (channels,)))
+    return g.op("Conv", x, kernel, bias)
+
+
+def _project(g: GraphBuilder, weights: Weights, x: ir.Value, config: EncoderConfig) -> ir.Value:
+    """[B,C,F',T'] -> [B,T',D]; NeMo's scaling of the input by sqrt(D) (``xscaling``) is part of the weights."""
+    spec = config.spec
+    width = config.subsampling_channels * spec.encoder_frames_from_feature_frames(spec.features)
+    scale = np.float32(np.sqrt(spec.d_model) if config.xscaling else 1.0)
+    load_weight = weights.expect("encoder.pre_encode.out.weight", (spec.d_model, width))
+    load_bias = weights.expect("encoder.pre_encode.out.bias", (spec.d_model,))
+    kernel = g.weight("out.weight", (width, spec.d_model), lambda: _scaled(load_weight().T, scale))
+    bias = g.weight("out.bias", (spec.d_model,), lambda: _scaled(load_bias(), scale))
+    flat = g.op("Reshape", g.op("Transpose", x, perm=[0, 3, 1, 2]), g.constant([0, 0, width]))
+    return g.linear(flat, kernel, bias)
+
+
+def _scaled(array: NDArray[np.float32], scale: np.float32) -> FloatArray:
+    return np.ascontiguousarray(array * scale)

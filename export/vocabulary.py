@@ -1,0 +1,50 @@
+"""Vocabulary files: ``vocab.txt``, ``tokens.txt`` (sherpa-onnx) and the SentencePiece model they must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from nemotrt.errors import ArchiveError, ConfigError
+
+BLANK_PIECE = "<blk>"
+
+
+def vocabulary_text(vocabulary: Sequence[str]) -> str:
+    """One piece a line, in id order, without blank."""
+    return "".join(f"{piece}\n" for piece in vocabulary)
+
+
+def tokens_text(vocabulary: Sequence[str]) -> str:
+    """``piece id`` lines, blank last: the format sherpa-onnx reads."""
+    return "".join(f"{piece} {index}\n" for index, piece in enumerate([*vocabulary, BLANK_PIECE]))
+
+
+def check_tokenizer(model: bytes, vocabulary: Sequence[str], *, origin: Path) -> None:
+    """Prove that the SentencePiece model has exactly the config's pieces.
+
+    Raises:
+        ArchiveError: the tokenizer is not a SentencePiece model.
+        ConfigError: its pieces are others than the config's vocabulary.
+    """
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    except (RuntimeError, TypeError, ValueError) as exc:
+        raise ArchiveError("the tokenizer is not a SentencePiece model", where=origin, found=str(exc)[:200]) from exc
+    for index, (piece, expected) in enumerate(zip(pieces, vocabulary, strict=False)):
+        if piece != expected:
+            raise ConfigError(
+                "the tokenizer and the config's vocabulary differ",
+                where=f"{origin}: piece {index}",
+                found=f"{piece!r} in the tokenizer, {expected!r} in the config",
+                fix="the archive mixes two models: export the checkpoint from NeMo again",
+            )
+    if len(pieces) != len(vocabulary):
+        raise ConfigError(
+            "the tokenizer and the config's vocabulary differ in size",
+            where=origin,
+            found=f"{len(pieces)} pieces, {len(vocabulary)} in the config",
+        )
