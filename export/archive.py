@@ -113,9 +113,7 @@ def _checked_members(tar: tarfile.TarFile, path: Path, *, size_bytes: int) -> di
     members: dict[str, tarfile.TarInfo] = {}
     for count, info in enumerate(tar):
         if count >= _MAX_MEMBERS:
-            raise ArchiveError(
-                f"more than {_MAX_MEMBERS} members", where=path, fix="this is not a NeMo checkpoint"
-            )
+            raise ArchiveError(f"more than {_MAX_MEMBERS} members", where=path, fix="this is not a NeMo checkpoint")
         pure = PurePosixPath(info.name)
         if pure.is_absolute() or ".." in pure.parts:
             raise ArchiveError("a member's name leaves the archive", where=path, found=info.name)
@@ -124,9 +122,7 @@ def _checked_members(tar: tarfile.TarFile, path: Path, *, size_bytes: int) -> di
         if not info.isreg():
             raise ArchiveError("a member is a link or device", where=path, found=info.name)
         if info.offset_data + info.size > size_bytes:
-            raise ArchiveError(
-                "the archive is truncated", where=f"{path}: {info.name}", fix="download it again"
-            )
+            raise ArchiveError("the archive is truncated", where=f"{path}: {info.name}", fix="download it again")
         if str(pure) in members:
             raise ArchiveError("two members have one name", where=path, found=str(pure))
         members[str(pure)] = info
@@ -144,14 +140,10 @@ def _member(members: Mapping[str, tarfile.TarInfo], name: str, path: Path) -> ta
     return members[name]
 
 
-def _read_member(
-    tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str, path: Path
-) -> bytes:
+def _read_member(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str, path: Path) -> bytes:
     info = _member(members, name, path)
     if info.size > _MAX_TEXT_BYTES:
-        raise ArchiveError(
-            f"{name} is larger than {_MAX_TEXT_BYTES >> 20} MiB", where=path, found=f"{info.size} bytes"
-        )
+        raise ArchiveError(f"{name} is larger than {_MAX_TEXT_BYTES >> 20} MiB", where=path, found=f"{info.size} bytes")
     stream = tar.extractfile(info)
     return b"" if stream is None else stream.read()
 
@@ -159,11 +151,9 @@ def _read_member(
 def _parse_config(text: bytes, path: Path) -> Mapping[str, Any]:
     where = f"{path}: {CONFIG_MEMBER}"
     try:
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as exc:
-        raise ConfigError(
-            "the config is not valid YAML", where=where, found=" ".join(str(exc).split())
-        ) from exc
+        raise ConfigError("the config is not valid YAML", where=where, found=" ".join(str(exc).split())) from exc
     if not isinstance(config, dict):
         raise ConfigError("the config is not a mapping", where=where, found=type(config).__name__)
     return config

@@ -1,8 +1,8 @@
 """The components of a model, as graphs: which ones it has, and what each is called at its edges.
 
-    preprocessor, encoder, predictor, joint    a transducer
-    preprocessor, ctc                          a CTC model (``ctc`` is the whole model: encoder and head)
-    all five                                   a hybrid
+preprocessor, encoder, predictor, joint    a transducer
+preprocessor, ctc                          a CTC model (``ctc`` is the whole model: encoder and head)
+all five                                   a hybrid
 """
 
 from __future__ import annotations

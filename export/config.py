@@ -21,7 +21,7 @@ Decoder = Literal["ctc", "rnnt", "tdt"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder's shape (``ConformerEncoder``). ``conv_context`` is (left, right) padding of the depthwise convolution."""
+    """The encoder (``ConformerEncoder``). ``conv_context`` is (left, right) padding of the depthwise convolution."""
 
     spec: EncoderSpec
     subsampling_channels: int
@@ -62,6 +62,7 @@ class ModelConfig:
 
     @property
     def blank_id(self) -> int:
+        """The id after the last piece."""
         return len(self.vocabulary)
 
 
@@ -111,9 +112,7 @@ def _refuse_other_tasks(root: Section) -> None:
                 fix="nemotrt builds NeMo's (Fast)Conformer CTC, RNNT, TDT and hybrid speech recognizers",
             )
     if "transf_decoder" in root.values:
-        raise UnsupportedModelError(
-            "transf_decoder: attention decoders are not built", where=root.origin, found=target
-        )
+        raise UnsupportedModelError("transf_decoder: attention decoders are not built", where=root.origin, found=target)
 
 
 def _encoder(section: Section) -> EncoderConfig:
@@ -179,7 +178,7 @@ def _attention_context(section: Section, style: str) -> tuple[int, int]:
     left, right = first
     if style == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
         raise ConfigError(
-            "encoder.att_context_size: chunked_limited needs a right context, and a left one that is a multiple of right + 1",
+            "encoder.att_context_size: chunked_limited needs a right context, and a left one in multiples of right + 1",
             where=section.origin,
             found=first,
         )
@@ -258,9 +257,7 @@ def _heads(
     if auxiliary is None:
         return transducer, None, vocabulary
     if _ctc_vocabulary(auxiliary.section("decoder"), encoder) != vocabulary:
-        raise UnsupportedModelError(
-            "aux_ctc.decoder.vocabulary differs from joint.vocabulary", where=root.origin
-        )
+        raise UnsupportedModelError("aux_ctc.decoder.vocabulary differs from joint.vocabulary", where=root.origin)
     return transducer, "ctc_decoder", vocabulary
 
 

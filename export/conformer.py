@@ -13,8 +13,8 @@ What is folded into weights when they are read, so that it costs nothing at run 
     batch norm                      into the depthwise convolution
     position projections            one matrix for all layers (see ``positions.py``)
 
-Relative shift without Pad: position row i holds 2T columns, of positions T, T-1, ..., -(T-1). Read as one row, the score
-of (i, j) stands at  i (2T-1) + T + j : drop the first T numbers, cut into rows of 2T-1, keep T columns.
+Relative shift without Pad: position row i holds 2T columns, of positions T, T-1, ..., -(T-1). Read as one row, the
+score of (i, j) stands at  i (2T-1) + T + j : drop the first T numbers, cut into rows of 2T-1, keep T columns.
 Source: Transformer-XL (arXiv 1901.02860) B, Conformer (arXiv 2005.08100), NeMo ``RelPositionMultiHeadAttention``.
 """
 
@@ -88,7 +88,9 @@ class ConformerLayer:
             scores = g.op("Add", g.op("Add", content, position), context.score_bias)
             mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
             joined = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.constant([0, 0, self._d]))
-            return g.linear(joined, self._matrix("self_attn.linear_out", "linear_out", self._d, self._d), self._out_bias())
+            return g.linear(
+                joined, self._matrix("self_attn.linear_out", "linear_out", self._d, self._d), self._out_bias()
+            )
 
     def _biased_queries(self, q: ir.Value, heads: int, d_k: int) -> tuple[ir.Value, ir.Value]:
         g, scale = self._g, self._score_scale()
@@ -116,7 +118,10 @@ class ConformerLayer:
         return self._g.weight("qkv.weight", (d, 3 * d), lambda: np.concatenate([q() * scale, k(), v()]).T)
 
     def _out_bias(self) -> ir.Value | None:
-        bias, value_bias = self._bias_loader("self_attn.linear_out", self._d), self._bias_loader("self_attn.linear_v", self._d)
+        bias, value_bias = (
+            self._bias_loader("self_attn.linear_out", self._d),
+            self._bias_loader("self_attn.linear_v", self._d),
+        )
         self._bias_loader("self_attn.linear_k", self._d)  # must exist; has no effect on the result
         if bias is None or value_bias is None:
             return None
@@ -137,7 +142,7 @@ class ConformerLayer:
             return self._linear(g.swish(x), "conv.pointwise_conv2", "pointwise_conv2", d, d, pointwise=True)
 
     def _depthwise(self, x: ir.Value) -> ir.Value:
-        """[B,D,T] -> [B,D,T]; with batch norm folded in: y = (conv(x) - mean) * s + beta, s = gamma / sqrt(var + eps)."""
+        """[B,D,T] -> [B,D,T], batch norm folded in: ``(conv(x) - mean) * gamma / sqrt(variance + epsilon) + beta``."""
         g, d, kernel = self._g, self._d, self._config.spec.conv_kernel
         load = self._weights.expect(f"{self._source}.conv.depthwise_conv.weight", (d, 1, kernel))
         load_bias = self._bias_loader("conv.depthwise_conv", d)
@@ -154,7 +159,15 @@ class ConformerLayer:
         )  # fmt: skip
 
     def _linear(
-        self, x: ir.Value, source: str, name: str, d_in: int, d_out: int, *, scale: float = 1.0, pointwise: bool = False
+        self,
+        x: ir.Value,
+        source: str,
+        name: str,
+        d_in: int,
+        d_out: int,
+        *,
+        scale: float = 1.0,
+        pointwise: bool = False,
     ) -> ir.Value:
         g = self._g
         matrix = self._matrix(source, name, d_in, d_out, scale=scale, pointwise=pointwise)
@@ -195,10 +208,13 @@ class _BatchNorm:
             self.weights.expect(f"{self.source}.{name}", (self.channels,))
 
     def scale(self) -> FloatArray:
+        """gamma / sqrt(variance + epsilon)."""
         variance = self.weights.read(f"{self.source}.running_var")
-        return self.weights.read(f"{self.source}.weight") / np.sqrt(variance + np.float32(_BATCH_NORM_EPSILON))
+        gamma = self.weights.read(f"{self.source}.weight")
+        return np.asarray(gamma / np.sqrt(variance + np.float32(_BATCH_NORM_EPSILON)), np.float32)
 
     def shift(self, bias: FloatArray | None) -> FloatArray:
+        """beta + (bias - mean) * scale."""
         mean = self.weights.read(f"{self.source}.running_mean")
         centred = -mean if bias is None else bias - mean
         return centred * self.scale() + self.weights.read(f"{self.source}.bias")

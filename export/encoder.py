@@ -1,6 +1,6 @@
 """The encoder graph: subsampling, masks and positions once, then L layers.
 
-    audio_signal [B,F,T], length [B] -> encoder_output [B,D,T'], encoded_lengths [B]
+audio_signal [B,F,T], length [B] -> encoder_output [B,D,T'], encoded_lengths [B]
 """
 
 from __future__ import annotations

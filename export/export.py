@@ -1,6 +1,6 @@
 """``.nemo`` -> bundle.
 
-    open_nemo -> model_config -> component_graphs -> save each (weights stream through) -> publish
+open_nemo -> model_config -> component_graphs -> save each (weights stream through) -> publish
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> Com
     model = graph.model()
     model.metadata_props.update(metadata)
     graph_file, data_file = f"{graph.name}.onnx", f"{graph.name}.onnx.data"
-    ir.save(
-        model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1
-    )
+    ir.save(model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1)
     return ComponentSpec(
         graph=graph_file,
         data=data_file if (folder / data_file).exists() else None,

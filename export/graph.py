@@ -68,7 +68,7 @@ class GraphBuilder:
         """A float32 initializer that is loaded when the model is saved; ``load`` must return ``shape``."""
         full_name = self._scoped(name)
 
-        def tensor() -> ir.Tensor:
+        def tensor() -> ir.TensorProtocol:
             array = load()
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"{full_name}: loaded {array.dtype}{array.shape}, declared float32{shape}")
@@ -91,7 +91,9 @@ class GraphBuilder:
         """Append a node with one output and return it."""
         return self.multi(op_type, *inputs, outputs=1, **attributes)[0]
 
-    def multi(self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: Attribute) -> Sequence[ir.Value]:
+    def multi(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: Attribute
+    ) -> Sequence[ir.Value]:
         """Append a node with several outputs and return them."""
         name = self._unique(self._scoped(op_type))
         node = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=name)
@@ -108,15 +110,19 @@ class GraphBuilder:
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The declared inputs, in order."""
         return tuple(self._specs[0])
 
     @property
     def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The declared outputs, in order."""
         return tuple(self._specs[1])
 
     # The few operators whose ONNX form is noisy.
 
-    def slice(self, x: ir.Value, *, axis: int, start: ir.Value | int = 0, end: ir.Value | None = None, step: int = 1) -> ir.Value:
+    def slice(
+        self, x: ir.Value, *, axis: int, start: ir.Value | int = 0, end: ir.Value | None = None, step: int = 1
+    ) -> ir.Value:
         """``x[start:end:step]`` along ``axis``; to the end when ``end`` is left out."""
         first = start if isinstance(start, ir.Value) else self.constant([start])
         last = self.constant([np.iinfo(np.int64).max]) if end is None else end
@@ -132,6 +138,7 @@ class GraphBuilder:
         return self.op("Squeeze", x, self.constant([0]))
 
     def swish(self, x: ir.Value) -> ir.Value:
+        """``x * sigmoid(x)``."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
     def linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -140,7 +147,8 @@ class GraphBuilder:
         return y if bias is None else self.op("Add", y, bias)
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         self._graph.initializers[str(tensor.name)] = value
         return value
 

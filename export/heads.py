@@ -15,7 +15,7 @@ import onnx_ir as ir
 from nemotrt.bundle import BATCH, JOINT_FRAMES, TOKENS, TransducerSpec
 from nemotrt.export.config import TransducerConfig
 from nemotrt.export.graph import GraphBuilder
-from nemotrt.export.weights import FloatArray, Weights
+from nemotrt.export.weights import FloatArray, Loader, Weights
 
 _ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 
@@ -51,9 +51,7 @@ def predictor(g: GraphBuilder, weights: Weights, spec: TransducerSpec, *, vocabu
         g.output(parts[0] if layers == 1 else g.op("Concat", *parts, axis=0), name, "float32", state_shape)
 
 
-def joint(
-    g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_model: int, vocabulary_size: int
-) -> None:
+def joint(g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_model: int, vocabulary_size: int) -> None:
     """Write the whole component. The logits stay raw: tokens and durations are two distributions, not one."""
     hidden, inner = config.spec.predictor_hidden, config.joint_hidden
     width = vocabulary_size + 1 + len(config.spec.durations)
@@ -94,15 +92,18 @@ def _lstm(
     source = "decoder.prediction.dec_rnn.lstm"
     matrices = {kind: weights.expect(f"{source}.weight_{kind}_l{layer}", (4 * hidden, hidden)) for kind in ("ih", "hh")}
     biases = {kind: weights.expect(f"{source}.bias_{kind}_l{layer}", (4 * hidden,)) for kind in ("ih", "hh")}
-    w, r = (
-        g.weight(f"{kind}.weight", (1, 4 * hidden, hidden), lambda load=load: _onnx_gates(load())[None])
-        for kind, load in matrices.items()
-    )
+    w, r = (_gate_matrix(g, f"{kind}.weight", load, hidden) for kind, load in matrices.items())
     bias = g.weight(
-        "bias", (1, 8 * hidden), lambda: np.concatenate([_onnx_gates(load()) for load in biases.values()])[None]
+        "bias",
+        (1, 8 * hidden),
+        lambda: np.concatenate([_onnx_gates(load()) for load in biases.values()])[None],
     )
     y, h_next, c_next = g.multi("LSTM", x, w, r, bias, None, h, c, outputs=3, hidden_size=hidden)
     return g.op("Squeeze", y, g.constant([1])), h_next, c_next
+
+
+def _gate_matrix(g: GraphBuilder, name: str, load: Loader, hidden: int) -> ir.Value:
+    return g.weight(name, (1, 4 * hidden, hidden), lambda: _onnx_gates(load())[None])
 
 
 def _onnx_gates(stacked: FloatArray) -> FloatArray:

@@ -19,6 +19,7 @@ class Section:
     origin: Path
 
     def key(self, key: str) -> str:
+        """The full name of ``key``."""
         return f"{self.name}.{key}" if self.name else key
 
     def section(self, key: str) -> Section:
@@ -29,41 +30,46 @@ class Section:
         return Section(value, self.key(key), self.origin)
 
     def optional_section(self, key: str) -> Section | None:
+        """The mapping below ``key``, ``None`` if the key is absent or null."""
         return None if self.values.get(key) is None else self.section(key)
 
-    def integer(
-        self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 1 << 20
-    ) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 1 << 20) -> int:
+        """A whole number within bounds; booleans do not count. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
             raise self.wrong(key, value, f"a whole number from {minimum} to {maximum}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A number, as float. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.wrong(key, value, "a number")
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
+        """True or false. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
+        """A text. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
         if not isinstance(value, str):
             raise self.wrong(key, value, "a text")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
+        """A list of texts. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(key, value, "a list of texts")
         return tuple(value)
 
     def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise self.wrong(key, value, "a list of whole numbers")

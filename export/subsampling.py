@@ -43,7 +43,11 @@ def subsampling(
     spec = config.spec
     masks = _level_masks(g, audio_signal, length, factor=spec.subsampling_factor, causal=spec.causal_subsampling)
     zero = g.constant(0.0)
-    x = g.op("Unsqueeze", g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero), g.constant([1]))
+    x = g.op(
+        "Unsqueeze",
+        g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero),
+        g.constant([1]),
+    )
     x = g.op("Relu", _strided(g, weights, x, index=0, config=config, channels_in=1))
     for level, mask in enumerate(masks[1:-1]):
         index = 2 + 3 * level
@@ -89,7 +93,9 @@ def _strided(
 def _pointwise(g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, channels: int) -> ir.Value:
     name = f"encoder.pre_encode.conv.{index}"
     kernel = g.weight(
-        f"conv.{index}.weight", (channels, channels, 1, 1), weights.expect(f"{name}.weight", (channels, channels, 1, 1))
+        f"conv.{index}.weight",
+        (channels, channels, 1, 1),
+        weights.expect(f"{name}.weight", (channels, channels, 1, 1)),
     )
     bias = g.weight(f"conv.{index}.bias", (channels,), weights.expect(f"{name}.bias", (channels,)))
     return g.op("Conv", x, kernel, bias)

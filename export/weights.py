@@ -60,9 +60,7 @@ class _StoredTensor:
 class Weights:
     """The state dict of a checkpoint, lazily. Names come without wrapper prefixes such as ``_orig_mod.``."""
 
-    def __init__(
-        self, entries: zipfile.ZipFile, root: str, tensors: Mapping[str, _StoredTensor], origin: Path
-    ) -> None:
+    def __init__(self, entries: zipfile.ZipFile, root: str, tensors: Mapping[str, _StoredTensor], origin: Path) -> None:
         self._zip, self._root, self._tensors, self._origin = entries, root, tensors, origin
         self._expected: set[str] = set()
 
@@ -99,9 +97,7 @@ class Weights:
         """
         tensor = self._tensor(name)
         data = self._storage(tensor, name)
-        storage = np.frombuffer(
-            data[: len(data) // tensor.dtype.itemsize * tensor.dtype.itemsize], tensor.dtype
-        )
+        storage = np.frombuffer(data[: len(data) // tensor.dtype.itemsize * tensor.dtype.itemsize], tensor.dtype)
         if prod(tensor.shape) and tensor.last_element() >= storage.size:
             raise ArchiveError("a tensor reaches beyond its storage", where=f"{self._origin}: {name}")
         view = np.lib.stride_tricks.as_strided(
@@ -119,9 +115,7 @@ class Weights:
         """
         ignored = ("num_batches_tracked",)
         left = [
-            n
-            for n in self._tensors
-            if n.startswith(prefixes) and n not in self._expected and not n.endswith(ignored)
+            n for n in self._tensors if n.startswith(prefixes) and n not in self._expected and not n.endswith(ignored)
         ]
         if left:
             raise WeightsError(
@@ -182,9 +176,7 @@ def _index(entries: zipfile.ZipFile, origin: Path) -> tuple[str, dict[str, _Stor
     try:
         state = _StateUnpickler(io.BytesIO(entries.read(pickles[0]))).load()
     except ArchiveError as exc:
-        raise ArchiveError(
-            exc.what, where=f"{origin}: model_weights.ckpt", found=exc.found, fix=exc.fix
-        ) from exc
+        raise ArchiveError(exc.what, where=f"{origin}: model_weights.ckpt", found=exc.found, fix=exc.fix) from exc
     except _UNPICKLING_FAILURES as exc:
         raise ArchiveError("data.pkl is damaged", where=origin, found=f"{type(exc).__name__}: {exc}") from exc
     return pickles[0].filename.removesuffix("/data.pkl"), _cleaned(state, origin)
@@ -203,16 +195,12 @@ def _cleaned(state: object, origin: Path) -> dict[str, _StoredTensor]:
     tensors: dict[str, _StoredTensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, _StoredTensor):
-            raise ArchiveError(
-                "the state dict holds something else than tensors", where=origin, found=repr(key)[:80]
-            )
+            raise ArchiveError("the state dict holds something else than tensors", where=origin, found=repr(key)[:80])
         name = key
         for prefix in _WRAPPER_PREFIXES:
             name = name.replace(prefix, "") if prefix == "_orig_mod." else name.removeprefix(prefix)
         if name in tensors:
-            raise ArchiveError(
-                "two weights have one name once wrapper prefixes are removed", where=origin, found=name
-            )
+            raise ArchiveError("two weights have one name once wrapper prefixes are removed", where=origin, found=name)
         tensors[name] = value
     return tensors
 
@@ -222,16 +210,12 @@ class _StorageType:
     dtype: np.dtype[Any]
 
 
-def _rebuild_tensor(
-    storage: object, offset: object, size: object, stride: object, *_unused: object
-) -> _StoredTensor:
+def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_unused: object) -> _StoredTensor:
     """Stands for ``torch._utils._rebuild_tensor_v2``: keeps the place, reads nothing."""
     if not (isinstance(storage, tuple) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise pickle.UnpicklingError("malformed tensor")
     numbers = (offset, *size, *stride)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers) or len(
-        size
-    ) != len(stride):
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError("malformed tensor shape")
     if prod(size) > 1 << 40:
         raise pickle.UnpicklingError("tensor of an impossible size")

@@ -33,9 +33,7 @@ TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
-Family = Literal[
-    "fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"
-]
+Family = Literal["fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"]
 ComponentName = Literal["preprocessor", "encoder", "predictor", "joint", "ctc"]
 
 # Symbolic axes of the contract. A profile gives each of them a range.
@@ -71,6 +69,7 @@ class ComponentSpec(_Record):
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The component's file names."""
         return (self.graph,) if self.data is None else (self.graph, self.data)
 
 
@@ -125,6 +124,8 @@ class TransducerSpec(_Record):
 
 
 class FileRecord(_Record):
+    """Size and digest of a file when the bundle was published."""
+
     size_bytes: int
     sha256: Sha256
 
@@ -190,6 +191,7 @@ class Bundle:
         )
 
     def graph_path(self, name: str) -> Path:
+        """Where the graph of component ``name`` stands."""
         return self.path / self.component(name).graph
 
     def vocabulary(self) -> tuple[str, ...]:
@@ -261,9 +263,7 @@ def _check_sizes(path: Path, files: Mapping[str, FileRecord]) -> None:
     for name, record in files.items():
         entry = present.pop(name, None)
         if entry is None or entry.is_symlink() or not entry.is_file():
-            raise BundleError(
-                f"{name} is missing from the bundle", where=path, fix="export the checkpoint again"
-            )
+            raise BundleError(f"{name} is missing from the bundle", where=path, fix="export the checkpoint again")
         if entry.stat().st_size != record.size_bytes:
             raise BundleError(
                 f"{name} has the wrong size",

@@ -1,8 +1,8 @@
 """Write a bundle so that it is either there and complete, or not there.
 
-    enter     make  .NAME.<pid>.partial/  beside the destination, remove those of writers that died
-    publish   hash and fsync every file, write the metadata last, rename the folder to NAME
-    exit      remove the partial folder, if it was not published
+enter     make  .NAME.<pid>.partial/  beside the destination, remove those of writers that died
+publish   hash and fsync every file, write the metadata last, rename the folder to NAME
+exit      remove the partial folder, if it was not published
 """
 
 from __future__ import annotations
