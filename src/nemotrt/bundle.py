@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemotrt.errors import BundleError
+from nemotrt.profiles import Geometry
 
 SCHEMA_VERSION = 1
 META_NAME = "model_meta.json"
@@ -131,7 +132,7 @@ class FileRecord(_Record):
 
 
 class BundleMeta(_Record):
-    """The whole of ``model_meta.json``."""
+    """The whole of ``model_meta.json``. ``cast_from`` is the fingerprint of the bundle this one was cast from."""
 
     schema_version: Literal[1]
     name: str
@@ -145,6 +146,7 @@ class BundleMeta(_Record):
     blank_id: int
     tokenizer: Literal["sentencepiece", "characters"]
     checkpoint_sha256: Sha256
+    cast_from: Sha256 | None = None
     tools: dict[str, str]
     files: dict[str, FileRecord]
 
@@ -164,6 +166,21 @@ class BundleMeta(_Record):
         if self.blank_id != self.vocabulary_size:
             raise ValueError(f"blank_id {self.blank_id} is not the id after the {self.vocabulary_size} pieces")
         return self
+
+    @property
+    def geometry(self) -> Geometry:
+        """How this model turns time into frames, as profiles ask for it."""
+        return Geometry(
+            sample_rate=self.mel.sample_rate,
+            hop_samples=self.mel.hop_samples,
+            subsampling_factor=self.encoder.subsampling_factor,
+            causal_subsampling=self.encoder.causal_subsampling,
+            max_feature_frames=self.encoder.max_feature_frames,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole document, and so of every file it records."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def logits_width(self) -> int:

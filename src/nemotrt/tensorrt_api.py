@@ -150,9 +150,7 @@ class TensorRTApi:
 
     def _capability_members(self) -> dict[str, Any]:
         members = self.module.ComputeCapability.__members__
-        return {
-            capability_from_digits(name[2:]): member for name, member in members.items() if name[:2] == "SM"
-        }
+        return {capability_from_digits(name[2:]): member for name, member in members.items() if name[:2] == "SM"}
 
 
 def capability_from_digits(digits: str) -> str:
@@ -194,6 +192,14 @@ def available_runtimes() -> tuple[RuntimeName, ...]:
             load_api(name)
             loaded.append(name)
     return tuple(loaded)
+
+
+def best_runtime() -> RuntimeName | None:
+    """What to build with where nobody said: TensorRT on a GPU host, else TensorRT-RTX, which needs no GPU to build."""
+    available = available_runtimes()
+    if "tensorrt" in available and can_run():
+        return "tensorrt"
+    return "tensorrt-rtx" if "tensorrt-rtx" in available else None
 
 
 @dataclass(frozen=True)

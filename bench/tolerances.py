@@ -1,0 +1,142 @@
+"""How far a candidate may be from the FP32 graph on ONNX Runtime: the one table, with the reasons.
+
+Nothing else in nemotrt holds a tolerance. A row is chosen by model family, the candidate's precision and the tensor
+that is compared: ``encoder`` (encoder output, transducer decoders) or ``logprobs`` (CTC decoder). Lengths have no
+tolerance: they are integers and must be equal. Figures were set from what the demo checkpoints and a random
+full-size encoder (FP16: relative L2 9e-4) show on ONNX Runtime, with a margin for other kernels; a known TensorRT
+miscompile of such an encoder sits at cosine 0.35.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nemotrt.bench.record import Record
+from nemotrt.bundle import Family, Precision
+from nemotrt.errors import UsageError
+
+ComparedTensor = Literal["encoder", "logprobs"]
+
+
+class Tolerance(Record):
+    """Limits for one family, precision and tensor.
+
+    ``min_cosine`` holds for every valid frame; ``max_abs`` for every value of it (units of the tensor).
+    ``row_*`` compare the candidate with itself: a clip alone and the same clip in a padded batch.
+    ``token_error_rate`` and ``word_error_rate`` are fractions over all clips together, candidate against reference
+    (not against the truth): the WER against the truth cannot rise by more than the words that changed.
+    """
+
+    family: Family
+    precision: Precision
+    tensor: ComparedTensor
+    min_cosine: float
+    max_abs: float
+    row_min_cosine: float
+    row_max_abs: float
+    token_error_rate: float
+    word_error_rate: float
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The row's key in words, for reports."""
+        return f"{self.family} {self.precision} {self.tensor}"
+
+
+@dataclass(frozen=True)
+class _Limits:
+    min_cosine: float
+    max_abs: float
+    row_min_cosine: float
+    row_max_abs: float
+    token_error_rate: float
+    word_error_rate: float
+    reason: str
+
+
+_FP32_ENCODER = _Limits(
+    min_cosine=0.9999999,
+    max_abs=1e-4,
+    row_min_cosine=0.9999999,
+    row_max_abs=1e-4,
+    token_error_rate=0.0,
+    word_error_rate=0.0,
+    reason=(
+        "FP32 with TF32 off differs by the order of sums only: 2e-6 to 1e-5 on layer-normalised frames, in a batch "
+        "as across backends. FP16 and TF32 (1e-3 and more) are meant to fail. Tokens must be equal."
+    ),
+)
+_FP32_LOGPROBS = _Limits(
+    min_cosine=0.9999999,
+    max_abs=1e-3,
+    row_min_cosine=0.9999999,
+    row_max_abs=1e-3,
+    token_error_rate=0.0,
+    word_error_rate=0.0,
+    reason=(
+        "As FP32 encoder frames, but log-probabilities reach -50: the same relative error is ten times larger in "
+        "absolute terms. Tokens must be equal."
+    ),
+)
+_FP16_ENCODER = _Limits(
+    min_cosine=0.9999,
+    max_abs=0.05,
+    row_min_cosine=0.9999,
+    row_max_abs=0.05,
+    token_error_rate=0.01,
+    word_error_rate=0.01,
+    reason=(
+        "Half precision keeps 11 bits. Measured: lowest cosine 0.999998, largest difference 6e-3; kernels that sum in "
+        "FP16 get room for ten times that. One near-tie in a hundred tokens may flip. A wrong kernel is below 0.99."
+    ),
+)
+_FP16_LOGPROBS = _Limits(
+    min_cosine=0.9999,
+    max_abs=0.5,
+    row_min_cosine=0.9999,
+    row_max_abs=0.5,
+    token_error_rate=0.01,
+    word_error_rate=0.01,
+    reason=(
+        "As FP16 encoder frames. Measured: 3e-2, on log-probabilities below -20, which decide nothing; hence the "
+        "wide absolute limit, and the cosine carries the check."
+    ),
+)
+
+
+def _row(family: Family, precision: Precision, tensor: ComparedTensor, limits: _Limits) -> Tolerance:
+    return Tolerance(family=family, precision=precision, tensor=tensor, **vars(limits))
+
+
+TABLE: tuple[Tolerance, ...] = (
+    _row("fastconformer-tdt", "fp32", "encoder", _FP32_ENCODER),
+    _row("fastconformer-tdt", "fp16", "encoder", _FP16_ENCODER),
+    _row("fastconformer-rnnt", "fp32", "encoder", _FP32_ENCODER),
+    _row("fastconformer-rnnt", "fp16", "encoder", _FP16_ENCODER),
+    _row("fastconformer-ctc", "fp32", "logprobs", _FP32_LOGPROBS),
+    _row("fastconformer-ctc", "fp16", "logprobs", _FP16_LOGPROBS),
+    _row("fastconformer-hybrid-rnnt-ctc", "fp32", "encoder", _FP32_ENCODER),
+    _row("fastconformer-hybrid-rnnt-ctc", "fp16", "encoder", _FP16_ENCODER),
+    _row("fastconformer-hybrid-rnnt-ctc", "fp32", "logprobs", _FP32_LOGPROBS),
+    _row("fastconformer-hybrid-rnnt-ctc", "fp16", "logprobs", _FP16_LOGPROBS),
+)
+
+
+def tolerance_for(family: str, precision: str, *, decoder: str) -> Tolerance:
+    """The row for a candidate of ``precision``, decoded by ``ctc``, ``rnnt`` or ``tdt``.
+
+    Raises:
+        UsageError: the table has no such row; a comparison without a limit proves nothing.
+    """
+    tensor: ComparedTensor = "logprobs" if decoder == "ctc" else "encoder"
+    for row in TABLE:
+        if (row.family, row.precision, row.tensor) == (family, precision, tensor):
+            return row
+    raise UsageError(
+        "there is no tolerance for this comparison",
+        where="bench/tolerances.py",
+        found=f"family {family}, precision {precision}, decoder {decoder}",
+        fix=f"families with tolerances: {', '.join(get_args(Family))}; add a row with its reason for another",
+    )

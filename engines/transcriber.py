@@ -1,0 +1,250 @@
+"""Speech to text over any runners.
+
+    waveforms --pad--> preprocessor --> encoder --> predictor + joint --> token ids --> text      rnnt, tdt
+                                    --> ctc     --> best path         --> token ids --> text      ctc
+
+Each stage is a method, so that a benchmark can time it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+import numpy as np
+
+from nemotrt.bundle import Bundle, BundleMeta, ComponentName
+from nemotrt.engines.audio import Waveform
+from nemotrt.engines.decoding_ctc import greedy_ctc
+from nemotrt.engines.decoding_transducer import GreedyTransducer
+from nemotrt.engines.hypothesis import Decoder, Hypothesis
+from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
+from nemotrt.engines.runner import Array, Runner
+from nemotrt.engines.tokenizer import tokenizer_from_bundle
+from nemotrt.errors import AudioError, BundleError, UsageError
+
+__all__ = ["Decoder", "Transcriber", "Transcription", "components_of", "decoders_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Transcription:
+    """What was heard in one waveform.
+
+    ``encoder_output`` holds the valid frames only: ``[D, encoded_length]`` from the encoder, or with the ctc
+    decoder the log probabilities ``[V+1, encoded_length]``.
+    """
+
+    text: str
+    hypothesis: Hypothesis
+    encoder_output: Array
+    encoded_length: int
+
+
+def decoders_of(meta: BundleMeta) -> tuple[Decoder, ...]:
+    """The decoders a bundle can be run with, the best first: tdt or rnnt, then ctc. Never empty.
+
+    Raises:
+        BundleError: the bundle has components for none.
+    """
+    decoders: list[Decoder] = []
+    if meta.transducer is not None and {"encoder", "predictor", "joint"} <= meta.components.keys():
+        decoders.append("tdt" if meta.transducer.durations else "rnnt")
+    if "ctc" in meta.components:
+        decoders.append("ctc")
+    if not decoders:
+        raise BundleError(
+            "the bundle has no components to decode with",
+            where=meta.name,
+            found=", ".join(meta.components) or "none",
+            fix="export the checkpoint again",
+        )
+    return tuple(decoders)
+
+
+def components_of(decoder: Decoder) -> tuple[ComponentName, ...]:
+    """The components that ``decoder`` runs, in the order of the data."""
+    return ("preprocessor", "ctc") if decoder == "ctc" else ("preprocessor", "encoder", "predictor", "joint")
+
+
+class Transcriber:
+    """Transcribes batches of waveforms with one decoder of a bundle.
+
+    Args:
+        bundle: decides front end, vocabulary and limits, and holds the graphs.
+        decoder: one of :func:`decoders_of`; the first if ``None``.
+        runners: by component name, used in place of ONNX Runtime on the bundle's graph. Whoever made them
+            closes them. Runners of components that the decoder does not need stay unused.
+        threads: threads of the ONNX Runtime sessions opened here; ``None`` leaves it to ONNX Runtime.
+
+    Raises:
+        UsageError: a decoder that the bundle does not have, or a runner for a component that does not exist.
+        BundleError, GraphError: the bundle's files cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        decoder: Decoder | None = None,
+        runners: Mapping[str, Runner] = MappingProxyType({}),
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.decoder = _chosen_decoder(bundle, decoder)
+        self._tokenizer = tokenizer_from_bundle(bundle)
+        _check_names(bundle, runners)
+        self._own = ExitStack()
+        self._runners = self._open(runners, threads=threads)
+        self.label = _label([self._runners[name] for name in components_of(self.decoder)[1:]])
+        self._transducer = self._greedy_transducer()
+
+    def transcribe(self, waveforms: Sequence[Waveform]) -> tuple[Transcription, ...]:
+        """Text of every waveform, as one batch padded to the longest. None for none.
+
+        Raises:
+            AudioError: a waveform of another sample rate, shorter than one feature frame, or longer than the
+                encoder's position table.
+        """
+        if not waveforms:
+            return ()
+        encoded, lengths = self.encode(*self.features(waveforms))
+        hypotheses = self.decode(encoded, lengths)
+        by_channel = encoded.transpose(0, 2, 1) if self.decoder == "ctc" else encoded
+        return tuple(
+            Transcription(
+                text=self._tokenizer.text(hypothesis.token_ids),
+                hypothesis=hypothesis,
+                encoder_output=row[:, :length].copy(),
+                encoded_length=int(length),
+            )
+            for hypothesis, row, length in zip(hypotheses, by_channel, lengths, strict=True)
+        )
+
+    def features(self, waveforms: Sequence[Waveform]) -> tuple[Array, Array]:
+        """``audio_signal`` ``[batch, F, frames]`` and ``length`` ``[batch]`` of at least one waveform.
+
+        Raises:
+            AudioError: as :meth:`transcribe`.
+        """
+        for index, waveform in enumerate(waveforms):
+            self._check(waveform, where=f"waveform {index + 1} of {len(waveforms)}")
+        outputs = self._runners["preprocessor"].run(_padded(waveforms))
+        return outputs["audio_signal"], outputs["length"]
+
+    def encode(self, audio_signal: Array, length: Array) -> tuple[Array, Array]:
+        """``encoder_output`` ``[batch, D, encoder_frames]``, or with the ctc decoder ``logprobs``
+        ``[batch, encoder_frames, V+1]``; and ``encoded_lengths`` ``[batch]``."""
+        component, output = ("ctc", "logprobs") if self.decoder == "ctc" else ("encoder", "encoder_output")
+        outputs = self._runners[component].run({"audio_signal": audio_signal, "length": length})
+        return outputs[output], outputs["encoded_lengths"]
+
+    def decode(self, encoded: Array, lengths: Array) -> tuple[Hypothesis, ...]:
+        """The best path of every row of what :meth:`encode` returned.
+
+        Raises:
+            GraphError: lengths or shapes that do not fit each other.
+        """
+        if self._transducer is None:
+            return greedy_ctc(encoded, lengths, blank_id=self.bundle.meta.blank_id)
+        return self._transducer.decode(encoded, lengths)
+
+    def close(self) -> None:
+        """Close the sessions opened here. Safe to call twice."""
+        self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, given: Mapping[str, Runner], *, threads: int | None) -> dict[str, Runner]:
+        runners: dict[str, Runner] = {}
+        with ExitStack() as opened:
+            for name in components_of(self.decoder):
+                runner = given.get(name)
+                if runner is None:
+                    graph, spec = self.bundle.graph_path(name), self.bundle.component(name)
+                    runner = OnnxRuntimeRunner(graph, spec=spec, threads=threads)
+                    opened.callback(runner.close)
+                runners[name] = runner
+            self._own = opened.pop_all()
+        return runners
+
+    def _greedy_transducer(self) -> GreedyTransducer | None:
+        meta = self.bundle.meta
+        if self.decoder == "ctc" or meta.transducer is None:
+            return None
+        return GreedyTransducer(
+            self._runners["predictor"], self._runners["joint"], spec=meta.transducer, blank_id=meta.blank_id
+        )
+
+    def _check(self, waveform: Waveform, *, where: str) -> None:
+        mel, limit = self.bundle.meta.mel, self.bundle.meta.encoder.max_feature_frames
+        frame_seconds = mel.hop_samples / mel.sample_rate
+        if waveform.sample_rate != mel.sample_rate:
+            raise AudioError(
+                "the waveform has another sample rate than the model",
+                where=where,
+                found=f"{waveform.sample_rate} Hz, {mel.sample_rate} Hz expected",
+                fix="let read_waveform resample it",
+            )
+        frames = len(waveform.samples) // mel.hop_samples
+        if frames < 1:
+            raise AudioError(
+                "the audio is too short",
+                where=where,
+                found=f"{waveform.seconds:.4f} s, a feature frame is {frame_seconds:g} s",
+                fix="leave it out, or pad it with silence",
+            )
+        if frames > limit:
+            raise AudioError(
+                "the audio is longer than the model's position table",
+                where=where,
+                found=f"{waveform.seconds:.2f} s, the limit is {limit * frame_seconds:g} s",
+                fix="cut it into shorter pieces, at pauses",
+            )
+
+
+def _chosen_decoder(bundle: Bundle, decoder: Decoder | None) -> Decoder:
+    available = decoders_of(bundle.meta)
+    if decoder is None:
+        return available[0]
+    if decoder not in available:
+        raise UsageError(
+            f"the bundle has no {decoder} decoder",
+            where=bundle.path,
+            found=", ".join(available),
+            fix="choose one of those found",
+        )
+    return decoder
+
+
+def _check_names(bundle: Bundle, runners: Mapping[str, Runner]) -> None:
+    unknown = sorted(runners.keys() - bundle.meta.components.keys())
+    if unknown:
+        raise UsageError(
+            f"a runner was given for {unknown[0]!r}, which is not a component of the bundle",
+            where=bundle.path,
+            found=", ".join(bundle.meta.components),
+            fix="name runners after components",
+        )
+
+
+def _label(runners: Sequence[Runner]) -> str:
+    """The backends of the model, each once. The front end does not count: it runs on ONNX Runtime always."""
+    return " + ".join(dict.fromkeys(runner.label for runner in runners))
+
+
+def _padded(waveforms: Sequence[Waveform]) -> dict[str, Array]:
+    """One batch, padded with zeros: ``waveform`` ``[batch, samples]``, ``waveform_length`` ``[batch]``."""
+    lengths = np.asarray([len(waveform.samples) for waveform in waveforms], dtype=np.int64)
+    batch = np.zeros((len(waveforms), int(lengths.max())), dtype=np.float32)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform.samples)] = waveform.samples
+    return {"waveform": batch, "waveform_length": lengths}

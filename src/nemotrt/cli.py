@@ -1,0 +1,390 @@
+"""The command line: parse, call one library function, print.
+
+Results go to stdout (tables for people, one JSON document with ``--json``), progress and errors to stderr.
+Exit codes: 0 done, 1 compared and different, 2 the input is wrong, 3 this machine cannot do it, 130 interrupted.
+The library is imported inside of each command, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nemotrt import __version__
+from nemotrt.errors import ComparisonFailed, NemotrtError
+
+if TYPE_CHECKING:
+    from nemotrt.engines.hypothesis import Decoder
+    from nemotrt.tensorrt_api import RuntimeName
+
+app = typer.Typer(
+    name="nemotrt",
+    help="NVIDIA NeMo speech checkpoints to verified TensorRT engines.",
+    epilog="Start with: nemotrt run MODEL.nemo -o OUT --audio CLIPS",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Runtime(StrEnum):
+    """What builds an engine."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class DecoderName(StrEnum):
+    """How token ids are found."""
+
+    CTC = "ctc"
+    RNNT = "rnnt"
+    TDT = "tdt"
+
+
+class TargetPrecision(StrEnum):
+    """What a bundle can be cast to."""
+
+    FP16 = "fp16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A NeMo checkpoint.", show_default=False)]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")]
+AudioOption = Annotated[
+    Path,
+    typer.Option("--audio", metavar="CLIPS", help="NeMo manifest, folder of audio, or audio file.", show_default=False),
+]
+ProfileOption = Annotated[
+    str,
+    typer.Option("--profile", metavar="NAME|FILE", help="Preset (demo, single-stream, server-offline) or YAML file."),
+]
+RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="auto: TensorRT on a GPU host, else TensorRT-RTX.")]
+ComputeCapabilities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="X.Y|current",
+        help="GPU to build for, repeatable (TensorRT-RTX only). Default: the library's own list.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="ONNX Runtime threads.", show_default="all cores")
+]
+DecoderOption = Annotated[
+    DecoderName | None, typer.Option("--decoder", help="How to decode.", show_default="tdt or rnnt, else ctc")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Options of the tool itself."""
+    if version:
+        typer.echo(f"nemotrt {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def run(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for everything.")],
+    audio: Annotated[
+        Path | None,
+        typer.Option("--audio", metavar="CLIPS", help="Manifest, folder or file; without it nothing is compared."),
+    ] = None,
+    profile: ProfileOption = "single-stream",
+    runtime: RuntimeOption = Runtime.AUTO,
+    compute_capability: ComputeCapabilities = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each system.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Everything in one command: export, cast, build, compare, measure, report.
+
+    Stages that are done are not done again. On a GPU host the engines are run and judged; elsewhere they are
+    "built, not verified". Exit code 1 means that something compared was different.
+    """
+    from nemotrt import console, pipeline
+
+    request = pipeline.RunRequest(
+        checkpoint=checkpoint,
+        output=output,
+        audio=audio,
+        profile=profile,
+        runtime=_runtime(runtime),
+        compute_capabilities=tuple(compute_capability or ()),
+        runs=runs,
+    )
+    with console.stage_progress() as progress:
+        summary = pipeline.run(request, on_progress=progress)
+    if as_json:
+        _print_json({"report": str(summary.report), "results": summary.results.model_dump(mode="json")})
+    else:
+        console.print_summary(summary)
+    if summary.results.verdict == "fail" and summary.results.comparisons:
+        raise typer.Exit(ComparisonFailed.exit_code)
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract."""
+    from nemotrt import console
+    from nemotrt.export import export_checkpoint
+
+    with console.progress("export") as progress:
+        bundle = export_checkpoint(
+            checkpoint, output, overwrite=overwrite, on_progress=lambda name: progress(f"writing {name}", 0.5)
+        )
+    _print_bundle(bundle, as_json)
+
+
+@app.command()
+def check(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Prove that a bundle is complete, unaltered, and that its graphs are what the contract says."""
+    from nemotrt import console
+    from nemotrt.bundle import load_bundle, verify_digests
+    from nemotrt.trt.graph_contract import check_graph
+
+    loaded = load_bundle(bundle)
+    with console.progress("check") as progress:
+        progress("digests", 0.0)
+        verify_digests(loaded)
+        for name, spec in loaded.meta.components.items():
+            progress(name, 0.5)
+            check_graph(loaded.graph_path(name), spec)
+    _print_bundle(loaded, as_json)
+
+
+@app.command()
+def cast(
+    bundle: BundleFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the typed bundle.")],
+    to: Annotated[
+        TargetPrecision, typer.Option("--to", help="Precision to write into the graphs.")
+    ] = TargetPrecision.FP16,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write precision into the graphs. Lengths, masks, norms and softmax stay as they are."""
+    from nemotrt import console
+    from nemotrt.bundle import load_bundle
+    from nemotrt.trt.precision import cast_bundle_to_fp16
+
+    with console.progress(f"cast to {to.value}") as progress:
+        typed = cast_bundle_to_fp16(
+            load_bundle(bundle), output, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
+        )
+    _print_bundle(typed, as_json)
+
+
+@app.command()
+def build(
+    bundle: BundleFolder,
+    engines: Annotated[Path, typer.Option("--engines", metavar="STORE", help="Folder of the engine store.")],
+    profile: ProfileOption = "single-stream",
+    runtime: RuntimeOption = Runtime.AUTO,
+    component: Annotated[
+        list[str] | None, typer.Option("--component", help="Component to build, repeatable.", show_default="all")
+    ] = None,
+    compute_capability: ComputeCapabilities = None,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine of each component and put it into the engine store."""
+    from nemotrt import console
+    from nemotrt.bundle import load_bundle
+    from nemotrt.engines.store import EngineStore
+    from nemotrt.profiles import load_profile
+    from nemotrt.stages import EngineOrder, ensure_engines, runtime_or_best
+
+    loaded = load_bundle(bundle)
+    order = EngineOrder((load_profile(profile),), runtime_or_best(_runtime(runtime)), tuple(compute_capability or ()))
+    with console.progress("build") as progress:
+        made = ensure_engines(loaded, order, EngineStore(engines), components=component or (), on_progress=progress)
+    if as_json:
+        _print_json([{"reused": one.reused, **one.engine.manifest.model_dump(mode="json")} for one in made])
+    else:
+        console.print_engines(made)
+
+
+@app.command()
+def transcribe(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A bundle, or the folder of nemotrt run.", show_default=False)
+    ],
+    audio: Annotated[
+        list[Path], typer.Argument(metavar="CLIP...", help="Audio files or manifests.", show_default=False)
+    ],
+    decoder: DecoderOption = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Print the text of audio files. A run folder uses its verified engines on a GPU host, else ONNX Runtime."""
+    from nemotrt import console
+    from nemotrt.engines.audio import read_clips
+    from nemotrt.verbs import open_transcriber, transcribe_clips
+
+    clips = [clip for path in audio for clip in read_clips(path)]
+    with open_transcriber(model, decoder=_decoder(decoder), threads=threads) as transcriber:
+        heard = tuple(transcribe_clips(transcriber, clips))
+        if as_json:
+            rows = [
+                {"path": str(h.clip.path), "seconds": h.seconds, "text": h.text, "token_ids": h.token_ids}
+                for h in heard
+            ]
+            _print_json({"runtime": transcriber.label, "decoder": transcriber.decoder, "clips": rows})
+        else:
+            console.print_transcripts(transcriber, heard)
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="A", help="The reference: a bundle.", show_default=False)],
+    candidate: Annotated[Path, typer.Argument(metavar="B", help="The candidate: a bundle.", show_default=False)],
+    audio: AudioOption,
+    decoder: DecoderOption = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run the same audio through two bundles: lengths, frames, rows, tokens, words. Exit code 1 if different."""
+    from nemotrt import console
+    from nemotrt.verbs import compare_models
+
+    with console.progress("compare") as progress:
+        comparison = compare_models(
+            reference,
+            candidate,
+            audio,
+            decoder=_decoder(decoder),
+            threads=threads,
+            on_progress=progress,
+        )
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+    else:
+        console.print_comparison(comparison)
+    if comparison.verdict == "fail":
+        raise typer.Exit(ComparisonFailed.exit_code)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Bundles; the first is the baseline.", show_default=False)
+    ],
+    audio: AudioOption,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", min=1, help="Repeatable.", show_default="1")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each model.")] = 20,
+    decoder: DecoderOption = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time models on the same audio, interleaved in one run: latency by stage, RTFx and ratios."""
+    from nemotrt import console
+    from nemotrt.bench.latency import LatencyPlan
+    from nemotrt.verbs import bench_models
+
+    plan = LatencyPlan(batch_sizes=tuple(batch_size or (1,)), runs=runs, warmup=2, threads=threads)
+    with console.progress("bench") as progress:
+        latency = bench_models(models, audio, plan=plan, decoder=_decoder(decoder), on_progress=progress)
+    if as_json:
+        _print_json(latency.model_dump(mode="json"))
+    else:
+        console.print_latency(latency)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="Made by nemotrt run.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="REPORT.html", help="The page to write.")],
+) -> None:
+    """Write the HTML report of a results file."""
+    from nemotrt.bench.report import write_report
+    from nemotrt.bench.results import read_results
+
+    typer.echo(write_report(read_results(results), output))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, and what to install for the rest."""
+    from dataclasses import asdict
+
+    from nemotrt import console
+    from nemotrt.doctor import diagnose
+
+    findings = diagnose(Path.cwd())
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        console.print_findings(findings)
+
+
+def main() -> None:
+    """Run the command line; deliberate errors become one message and an exit code."""
+    try:
+        app()
+    except NemotrtError as exc:
+        _print_error(exc)
+        raise SystemExit(exc.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished stays and is reused", err=True)
+        raise SystemExit(130) from None
+
+
+def _runtime(choice: Runtime) -> RuntimeName | None:
+    match choice:
+        case Runtime.TENSORRT:
+            return "tensorrt"
+        case Runtime.TENSORRT_RTX:
+            return "tensorrt-rtx"
+    return None
+
+
+def _decoder(choice: DecoderName | None) -> Decoder | None:
+    match choice:
+        case DecoderName.CTC:
+            return "ctc"
+        case DecoderName.RNNT:
+            return "rnnt"
+        case DecoderName.TDT:
+            return "tdt"
+    return None
+
+
+def _print_bundle(bundle: Any, as_json: bool) -> None:
+    from nemotrt import console
+
+    if as_json:
+        _print_json({"path": str(bundle.path), **bundle.meta.model_dump(mode="json")})
+    else:
+        console.print_bundle(bundle)
+
+
+def _print_json(document: object) -> None:
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _print_error(error: NemotrtError) -> None:
+    if "--json" in sys.argv:
+        _print_json(error.as_dict())
+    typer.echo(f"error: {error}", err=True)

@@ -1,0 +1,222 @@
+"""What people see: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from nemotrt.bench import quantities
+from nemotrt.bench.results import Comparison, EngineBuild, Latency, Results
+from nemotrt.bench.transcripts import word_errors_by_system
+from nemotrt.bundle import Bundle
+from nemotrt.doctor import Finding
+from nemotrt.engines.transcriber import Transcriber
+from nemotrt.pipeline import RunSummary
+from nemotrt.stages import MadeEngine
+from nemotrt.verbs import ClipText
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False)
+
+_STYLES = {"pass": "green", "verified": "green", "yes": "green", "fail": "red", "failed": "red", "no": "yellow"}
+
+
+@contextmanager
+def progress(verb: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr while the block runs; without a terminal, nothing."""
+    with stage_progress() as report:
+        yield lambda what, fraction: report(verb, what, fraction)
+
+
+@contextmanager
+def stage_progress() -> Iterator[Callable[[str, str, float], None]]:
+    """A bar a stage; without a terminal, a line when a stage begins."""
+    columns = (SpinnerColumn(), TextColumn("{task.description:<22}"), BarColumn(24), TextColumn("{task.fields[what]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=_err, transient=True, disable=not _err.is_terminal) as bars:
+        tasks: dict[str, object] = {}
+
+        def report(stage: str, what: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0, what=what)
+                if not _err.is_terminal:
+                    _err.print(f"{stage} ...")
+            bars.update(tasks[stage], completed=fraction, what=what)  # type: ignore[arg-type]  # rich's TaskID is int
+
+        yield report
+
+
+def print_summary(summary: RunSummary) -> None:
+    """The end of ``nemotrt run``: transcripts, errors, engines, verdicts, and where the report is."""
+    results = summary.results
+    _print_transcripts(results)
+    _print_word_errors(results)
+    _print_engines(results.engines)
+    for comparison in results.comparisons:
+        _print_verdict(comparison)
+    if results.latency is not None:
+        print_latency(results.latency)
+    for skipped in results.skipped:
+        _out.print(Text.assemble(("skipped  ", "yellow"), f"{skipped.what}: {skipped.reason}"))
+    done = ", ".join(f"{stage.stage}: {stage.made}{' (reused)' if stage.reused else ''}" for stage in summary.stages)
+    _out.print(f"\n{done}")
+    _out.print(Text.assemble("verdict  ", (results.verdict, _STYLES[results.verdict])))
+    _out.print(f"report   {summary.report}")
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """Components with nodes' interfaces and sizes."""
+    meta = bundle.meta
+    table = _table(f"{bundle.path}: {meta.name}, {meta.family}, {meta.precision}")
+    for column in ("component", "inputs", "outputs", "parameters", "size"):
+        table.add_column(column, justify="right" if column in ("parameters", "size") else "left")
+    for name, spec in meta.components.items():
+        size = sum(meta.files[file].size_bytes for file in spec.files)
+        table.add_row(
+            name,
+            ", ".join(tensor.name for tensor in spec.inputs),
+            ", ".join(tensor.name for tensor in spec.outputs),
+            f"{spec.parameters:,}",
+            quantities.size(size),
+        )
+    _out.print(table)
+
+
+def print_engines(made: Iterable[MadeEngine]) -> None:
+    """Engines that were built or found."""
+    table = _engine_table()
+    for one in made:
+        manifest = one.engine.manifest
+        state = manifest.verification.state
+        table.add_row(
+            manifest.component,
+            manifest.precision,
+            f"{manifest.runtime} {manifest.runtime_version}",
+            manifest.profile,
+            str(manifest.layers),
+            quantities.size(manifest.size_bytes),
+            "reused" if one.reused else quantities.duration(manifest.build_seconds),
+            Text(state, _STYLES.get(state, "yellow")),
+        )
+    _out.print(table)
+
+
+def print_transcripts(transcriber: Transcriber, spoken: Sequence[ClipText]) -> None:
+    """One line a clip; what ran it goes to stderr."""
+    _err.print(f"{transcriber.decoder} on {transcriber.label}", style="dim")
+    for one in spoken:
+        _out.print(f"{one.clip.path}\t{one.text}", markup=False)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The verdict with its checks, then the clips that differ."""
+    _print_verdict(comparison)
+    for row in comparison.differing:
+        changes = "; ".join(f"{c.kind} {c.reference!r} -> {c.candidate!r}" for c in row.changes) or "same words"
+        _out.print(f"  {row.clip}: {row.tokens.errors} of {row.tokens.length} tokens differ; {changes}", markup=False)
+
+
+def print_latency(latency: Latency) -> None:
+    """Median of each stage, RTFx, and the ratio to the baseline."""
+    table = _table(f"latency, median of {latency.runs} interleaved runs")
+    for column in ("system", "batch", "preprocessor", "encoder", "decode", "whole", "p95", "RTFx", "ratio"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for row in latency.rows:
+        stages = [row.stage(name) for name in ("preprocessor", "encoder", "decode", "whole")]
+        whole = stages[-1]
+        table.add_row(
+            row.candidate,
+            str(row.batch_size),
+            *(quantities.duration(stage.p50 if stage else None) for stage in stages),
+            quantities.duration(whole.p95 if whole else None),
+            quantities.whole(row.rtfx),
+            "baseline" if row.ratio is None else f"{row.ratio.p50:.2f}",
+        )
+    _out.print(table)
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """The diagnosis, with advice below what is missing."""
+    table = _table("")
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for finding in findings:
+        mark = {"yes": "yes", "no": "no ", "info": "   "}[finding.state]
+        table.add_row(Text(f"{mark} {finding.subject}", _STYLES.get(finding.state, "")), finding.found)
+        if finding.advice:
+            table.add_row("", Text(f"-> {finding.advice}", "dim"))
+    table.show_header = False
+    _out.print(table)
+
+
+def _print_transcripts(results: Results) -> None:
+    if not results.transcripts:
+        return
+    systems = [output.system for output in results.transcripts[0].outputs]
+    shown = next((name for name in systems if "FP16" in name), systems[-1])
+    table = _table(f"transcripts ({shown})")
+    for column in ("clip", "seconds", "truth", "heard"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for transcript in results.transcripts:
+        heard = next((output.text for output in transcript.outputs if output.system == shown), "")
+        same = heard == transcript.truth
+        table.add_row(
+            transcript.clip, f"{transcript.seconds:.2f}", transcript.truth or "", Text(heard, "" if same else "yellow")
+        )
+    _out.print(table)
+
+
+def _print_word_errors(results: Results) -> None:
+    errors = word_errors_by_system(results.transcripts)
+    if not errors:
+        return
+    table = _table("word error rate against the truth")
+    table.add_column("system")
+    table.add_column("WER", justify="right")
+    for system, count in errors.items():
+        table.add_row(system, quantities.error_rate(count))
+    _out.print(table)
+
+
+def _print_engines(engines: Sequence[EngineBuild]) -> None:
+    if not engines:
+        return
+    table = _engine_table()
+    for engine in engines:
+        table.add_row(
+            engine.component,
+            engine.precision,
+            f"{engine.runtime} {engine.runtime_version}",
+            engine.profile,
+            str(engine.layers),
+            quantities.size(engine.size_bytes),
+            quantities.duration(engine.seconds),
+            Text(engine.state, _STYLES.get(engine.state, "yellow")),
+        )
+    _out.print(table)
+
+
+def _print_verdict(comparison: Comparison) -> None:
+    verdict = Text(comparison.verdict.upper(), _STYLES[comparison.verdict])
+    _out.print(Text.assemble(verdict, f"  {comparison.decoder}: {comparison.candidate} against {comparison.reference}"))
+    for check in comparison.checks:
+        if check.state != "not checked":
+            mark = Text(f"      {check.state:<5}", _STYLES[check.state])
+            _out.print(Text.assemble(mark, f"{check.name}: {check.finding}"))
+
+
+def _engine_table() -> Table:
+    table = _table("engines")
+    for column in ("component", "precision", "runtime", "profile", "layers", "size", "built in", "state"):
+        table.add_column(column, justify="right" if column in ("layers", "size", "built in") else "left")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )

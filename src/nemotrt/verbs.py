@@ -1,0 +1,175 @@
+"""What stands behind ``transcribe``, ``compare`` and ``bench``: the paths a user gives, opened and put to work.
+
+MODEL is a bundle                     ONNX Runtime
+MODEL is a folder of ``nemotrt run``  its verified engines where a GPU can run them, else its FP32 bundle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotrt.bench.compare import compare
+from nemotrt.bench.latency import LatencyPlan, measure
+from nemotrt.bench.results import Comparison, Latency
+from nemotrt.bench.roofline import hardware_peak
+from nemotrt.bench.system import Progress, System
+from nemotrt.bench.tolerances import tolerance_for
+from nemotrt.bench.utterance import Utterance, read_utterances
+from nemotrt.bundle import META_NAME, Bundle, load_bundle
+from nemotrt.engines.audio import Clip, read_clips, read_waveform
+from nemotrt.engines.hypothesis import Decoder
+from nemotrt.engines.runner import Runner
+from nemotrt.engines.store import EngineStore
+from nemotrt.engines.tensorrt_runner import TensorRTRunner
+from nemotrt.engines.transcriber import Transcriber, components_of, decoders_of
+from nemotrt.errors import BundleError, UsageError
+from nemotrt.pipeline import BUNDLE, BUNDLE_FP16, ENGINES
+from nemotrt.tensorrt_api import can_run
+
+
+@dataclass(frozen=True)
+class ClipText:
+    """What was heard in a clip. ``seconds`` is its duration."""
+
+    clip: Clip
+    seconds: float
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@contextmanager
+def open_transcriber(model: Path, *, decoder: Decoder | None, threads: int | None) -> Iterator[Transcriber]:
+    """A transcriber of ``model``, closed on exit.
+
+    Raises:
+        BundleError: ``model`` is neither a bundle nor a run folder, or is damaged.
+        UsageError: it has no such decoder.
+    """
+    with ExitStack() as stack:
+        if (model / META_NAME).exists() or not (model / BUNDLE).is_dir():
+            bundle, runners = _known_bundle(model), {}
+        else:
+            bundle = load_bundle(model / BUNDLE)
+            runners = _verified_engines(model, decoder or decoders_of(bundle.meta)[0], stack)
+            if runners:
+                bundle = load_bundle(model / BUNDLE_FP16)
+        yield stack.enter_context(Transcriber(bundle, decoder=decoder, runners=runners, threads=threads))
+
+
+def transcribe_clips(transcriber: Transcriber, clips: Sequence[Clip]) -> Iterator[ClipText]:
+    """The text of each clip, in order, one at a time.
+
+    Raises:
+        AudioError: a clip is not audio, too short, or longer than the model's position table; names the file.
+    """
+    rate = transcriber.bundle.meta.mel.sample_rate
+    for clip in clips:
+        waveform = read_waveform(clip.path, sample_rate=rate)
+        heard = transcriber.transcribe([waveform])[0]
+        yield ClipText(clip, waveform.seconds, heard.text, heard.hypothesis.token_ids)
+
+
+def compare_models(
+    reference: Path,
+    candidate: Path,
+    audio: Path,
+    *,
+    decoder: Decoder | None,
+    threads: int | None,
+    on_progress: Progress,
+) -> Comparison:
+    """Judge one model by another on the clips of ``audio``, within the tolerances of the candidate.
+
+    Raises:
+        UsageError: two different checkpoints, or a model without this decoder.
+        BundleError, AudioError: something cannot be read.
+    """
+    with _opened([reference, candidate], decoder, threads) as systems:
+        first, second = (system.transcriber.bundle.meta for system in systems)
+        if first.checkpoint_sha256 != second.checkpoint_sha256:
+            raise UsageError(
+                "the two models were not made from the same checkpoint",
+                where=candidate,
+                found=f"{second.name} ({second.checkpoint_sha256[:16]}), {first.name} ({first.checkpoint_sha256[:16]})",
+                fix="compare models of one checkpoint",
+            )
+        tolerance = tolerance_for(second.family, second.precision, decoder=systems[1].transcriber.decoder)
+        utterances = _utterances(audio, systems)
+        return compare(systems[0], systems[1], utterances, tolerance=tolerance, on_progress=on_progress)
+
+
+def bench_models(
+    models: Sequence[Path],
+    audio: Path,
+    *,
+    plan: LatencyPlan,
+    decoder: Decoder | None,
+    on_progress: Progress,
+) -> Latency:
+    """Time ``models`` on the clips of ``audio``, interleaved; the first is the baseline of the ratios.
+
+    Raises:
+        UsageError: a model without this decoder, or one model twice.
+        BundleError, AudioError: something cannot be read.
+    """
+    with _opened(models, decoder, plan.threads) as systems:
+        gpu = next((gpu.name for gpu in can_run().gpus), None)
+        peaks = {
+            system.name: hardware_peak(
+                gpu if "TensorRT" in system.name else None, system.transcriber.bundle.meta.precision
+            )
+            for system in systems
+        }
+        return measure(systems, _utterances(audio, systems), plan=plan, peaks=peaks, on_progress=on_progress)
+
+
+@contextmanager
+def _opened(models: Sequence[Path], decoder: Decoder | None, threads: int | None) -> Iterator[tuple[System, ...]]:
+    with ExitStack() as stack:
+        systems = []
+        for model in models:
+            transcriber = stack.enter_context(open_transcriber(model, decoder=decoder, threads=threads))
+            systems.append(System.named_by_precision(transcriber))
+        yield _named_apart(systems, models)
+
+
+def _named_apart(systems: Sequence[System], models: Sequence[Path]) -> tuple[System, ...]:
+    """With the folder's name in front where precision and backend do not tell the systems apart."""
+    names = [system.name for system in systems]
+    if len(set(names)) == len(names):
+        return tuple(systems)
+    pairs = zip(systems, models, strict=True)
+    return tuple(System(f"{model}: {system.name}", system.transcriber) for system, model in pairs)
+
+
+def _utterances(audio: Path, systems: Sequence[System]) -> tuple[Utterance, ...]:
+    return read_utterances(read_clips(audio), sample_rate=systems[0].transcriber.bundle.meta.mel.sample_rate)
+
+
+def _known_bundle(model: Path) -> Bundle:
+    try:
+        return load_bundle(model)
+    except BundleError as exc:
+        if model.is_file():
+            raise BundleError(
+                "this is a file, not a bundle",
+                where=model,
+                fix="export a .nemo first (nemotrt export), and give the folder",
+            ) from exc
+        raise
+
+
+def _verified_engines(folder: Path, decoder: Decoder, stack: ExitStack) -> dict[str, Runner]:
+    """Runners of the engines that passed on a GPU like this one; none where there is no GPU."""
+    gpus = {gpu.name for gpu in can_run().gpus}
+    runners: dict[str, Runner] = {}
+    for engine in EngineStore(folder / ENGINES).entries():
+        verification, name = engine.manifest.verification, engine.manifest.component
+        if verification.state == "verified" and verification.gpu in gpus and name in components_of(decoder):
+            runner = TensorRTRunner.open(engine)
+            stack.callback(runner.close)
+            runners[name] = runner
+    return runners

@@ -1,0 +1,140 @@
+"""Rewrite a float32 graph with a Cast wherever float16 and float32 nodes meet.
+
+inputs (float32) -> Cast -> float16 nodes -> Cast -> norm, softmax (float32) -> Cast -> ... -> Cast -> outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+from nemotrt.errors import GraphError
+from nemotrt.trt.float16_types import Float16Types, infer_float16_types, is_float32, is_float_node, release
+
+HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Float16Report:
+    """What a component became. ``kept_float32`` names the weights beyond the range of half precision."""
+
+    casts: int
+    half_nodes: int
+    float32_nodes: int
+    kept_float32: tuple[str, ...]
+
+
+def cast_to_float16(model: ir.Model) -> Float16Report:
+    """Type ``model`` in place for half precision. Inputs, outputs and all integers stay as they are.
+
+    Weights are converted when the model is saved, one at a time.
+
+    Raises:
+        GraphError: the graph has nested graphs, values of unknown type, or is in half precision already.
+    """
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    types = infer_float16_types(model.graph)
+    float_nodes = [node for node in model.graph if is_float_node(node)]
+    _Rewriter(model.graph, types).rewrite(float_nodes)
+    half = sum(node in types.half for node in float_nodes)
+    return Float16Report(
+        casts=types.casts,
+        half_nodes=half,
+        float32_nodes=len(float_nodes) - half,
+        kept_float32=types.beyond_half,
+    )
+
+
+class _Rewriter:
+    """Connects every float node to its inputs in its own type. Each value is cast at most once."""
+
+    def __init__(self, graph: ir.Graph, types: Float16Types) -> None:
+        self._graph = graph
+        self._half = types.half
+        self._first = next(iter(graph), None)
+        self._other: dict[ir.Value, ir.Value] = {}
+
+    def rewrite(self, float_nodes: list[ir.Node]) -> None:
+        # Read every edge before the first type changes.
+        edges = [
+            (node, index, value)
+            for node in float_nodes
+            for index, value in enumerate(node.inputs)
+            if value is not None and is_float32(value)
+        ]
+        outputs = [index for index, value in enumerate(self._graph.outputs) if is_float32(value)]
+        for node in float_nodes:
+            if node in self._half:
+                self._make_half(node)
+        for node, index, value in edges:
+            wanted = HALF if node in self._half else SINGLE
+            node.replace_input_with(index, self._in_type(value, wanted))
+        for index in outputs:
+            self._keep_output(index)
+        self._drop_unused_weights()
+
+    def _make_half(self, node: ir.Node) -> None:
+        for value in node.outputs:
+            if is_float32(value):
+                value.dtype = HALF
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", HALF)
+
+    def _in_type(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        if value.dtype == wanted:
+            return value
+        if value not in self._other:
+            self._other[value] = self._half_weight(value) if value.is_initializer() else self._cast(value, wanted)
+        return self._other[value]
+
+    def _half_weight(self, value: ir.Value) -> ir.Value:
+        tensor, name = value.const_value, f"{value.name}.float16"
+        if tensor is None:
+            raise GraphError("an initializer has no value", found=value.name, fix="make the bundle again")
+        shape = ir.Shape(tensor.shape.numpy())
+        half = ir.LazyTensor(_half_of(tensor, name), HALF, shape, name=name)
+        weight = ir.Value(name=name, type=ir.TensorType(HALF), shape=shape, const_value=half)
+        self._graph.register_initializer(weight)
+        return weight
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType, *, name: str | None = None) -> ir.Value:
+        name = name or f"{value.name}.{'float16' if wanted == HALF else 'float32'}"
+        cast = ir.node("Cast", [value], {"to": wanted}, name=f"Cast_{name}")
+        result = cast.outputs[0]
+        result.name, result.dtype, result.shape = name, wanted, value.shape
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, cast)
+        elif self._first is not None:
+            self._graph.insert_before(self._first, cast)
+        return result
+
+    def _keep_output(self, index: int) -> None:
+        """The output keeps its name and type; a float16 value behind it is renamed."""
+        value = self._graph.outputs[index]
+        if value.dtype != HALF:
+            return
+        if value not in self._other:
+            self._other[value] = self._cast(value, SINGLE)
+        result, name = self._other[value], value.name
+        value.name, result.name = f"{name}.float16", name
+        self._graph.outputs[index] = result
+
+    def _drop_unused_weights(self) -> None:
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self._graph.initializers[name]
+
+
+def _half_of(tensor: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:
+    def converted() -> ir.TensorProtocol:
+        half = np.ascontiguousarray(tensor.numpy()).astype(np.float16)
+        release(tensor)
+        return ir.Tensor(half, name=name)
+
+    return converted
