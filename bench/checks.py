@@ -134,6 +134,8 @@ def _check_agreement(
     if not cosines or not differences:
         return Check(name=name, state="fail", finding=f"{label}: no finite frame on both sides to compare")
     (cosine, cosine_clip), (difference, difference_clip) = min(cosines), max(differences)
+    if difference == 0:
+        return Check(name=name, state="pass", finding=f"{label}: equal bit for bit")
     within = cosine >= min_cosine and difference <= max_abs
     return Check(
         name=name,

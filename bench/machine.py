@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -46,13 +47,7 @@ def describe_machine() -> Machine:
 
 def package_versions() -> dict[str, str]:
     """Versions of those of :data:`PACKAGES` that are installed."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return _installed(PACKAGES)
 
 
 def git_commit(folder: Path) -> str | None:
@@ -79,10 +74,19 @@ def _gpu() -> Gpu | None:
 
 
 def _cuda_version() -> str | None:
-    try:
-        return metadata.version("nvidia-cuda-runtime")
-    except metadata.PackageNotFoundError:
-        return None
+    """The CUDA runtime that wheels of this environment bring, if any."""
+    names = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12")
+    return next(iter(_installed(names).values()), None)
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _first_line(*command: str) -> str | None:

@@ -27,10 +27,14 @@ class Runner(Protocol):
         ...
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` takes."""
+        ...
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What :meth:`run` returns."""
+        ...
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """One inference. ``feeds`` holds every input by name, with the dtype of its spec; returns every output.

@@ -72,10 +72,15 @@ class Geometry:
         return frames * self.hop_samples / self.sample_rate
 
     def encoder_frames_from_feature_frames(self, frames: int) -> int:
-        """Exact output length for ``frames`` feature frames (NeMo ``calc_length``)."""
-        for _ in range(self.subsampling_factor.bit_length() - 1):
-            frames = frames // 2 + 1 if self.causal_subsampling else (frames + 1) // 2
-        return frames
+        """Encoder output length for ``frames`` feature frames."""
+        return subsampled_frames(frames, factor=self.subsampling_factor, causal=self.causal_subsampling)
+
+
+def subsampled_frames(frames: int, *, factor: int, causal: bool) -> int:
+    """Exact length after convolutions of stride 2 that divide the rate by ``factor`` (NeMo ``calc_length``)."""
+    for _ in range(factor.bit_length() - 1):
+        frames = frames // 2 + 1 if causal else (frames + 1) // 2
+    return frames
 
 
 def axis_ranges(profile: Profile, geometry: Geometry) -> dict[AxisName, AxisRange]:
@@ -91,8 +96,7 @@ def axis_ranges(profile: Profile, geometry: Geometry) -> dict[AxisName, AxisRang
         raise ProfileError(
             "the profile allows clips longer than the model has positions for",
             where=f"profile {profile.name}: seconds.max",
-            found=f"{seconds.max:g} s are {frames[-1]} feature frames, the model takes"
-            f" {geometry.max_feature_frames}",
+            found=f"{seconds.max:g} s are {frames[-1]} feature frames, the model takes {geometry.max_feature_frames}",
             fix=f"set seconds.max to at most {longest:g}",
         )
     encoder_frames = tuple(map(geometry.encoder_frames_from_feature_frames, frames))

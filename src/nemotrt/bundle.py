@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemotrt.errors import BundleError
-from nemotrt.profiles import Geometry
+from nemotrt.profiles import Geometry, subsampled_frames
 
 SCHEMA_VERSION = 1
 META_NAME = "model_meta.json"
@@ -107,12 +107,8 @@ class EncoderSpec(_Record):
     attention_style: Literal["regular", "chunked_limited"]
 
     def encoder_frames_from_feature_frames(self, frames: int) -> int:
-        """Exact output length for ``frames`` valid feature frames: each halving is ``ceil(n/2)``, or
-        ``floor(n/2) + 1`` when the subsampling is causal (NeMo ``calc_length``)."""
-        halvings = self.subsampling_factor.bit_length() - 1
-        for _ in range(halvings):
-            frames = frames // 2 + 1 if self.causal_subsampling else (frames + 1) // 2
-        return frames
+        """Exact output length for ``frames`` valid feature frames."""
+        return subsampled_frames(frames, factor=self.subsampling_factor, causal=self.causal_subsampling)
 
 
 class TransducerSpec(_Record):

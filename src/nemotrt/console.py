@@ -20,7 +20,8 @@ from nemotrt.pipeline import RunSummary
 from nemotrt.stages import MadeEngine
 from nemotrt.verbs import ClipText
 
-_out = Console(highlight=False, soft_wrap=True)
+_PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cut there
+_out = Console(highlight=False, width=None if Console().is_terminal else _PIPE_WIDTH)
 _err = Console(stderr=True, highlight=False)
 
 _STYLES = {"pass": "green", "verified": "green", "yes": "green", "fail": "red", "failed": "red", "no": "yellow"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_ctc import AlteredRunner
 
-from conftest import AlteredRunner
 from nemotrt.bench.compare import compare, compare_recorded
 from nemotrt.bench.system import System
 from nemotrt.bench.tolerances import tolerance_for

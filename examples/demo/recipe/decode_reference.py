@@ -32,8 +32,8 @@ def decode_clips(kind: Kind, checkpoint: Path, clips: Sequence[Utterance]) -> di
     decoded: dict[Decoder, list[Decoded]] = {decoder: [] for decoder in DECODERS[kind]}
     for clip in track(clips, f"decoding with {checkpoint.name}", console=console):
         waveform = torch.from_numpy(clip.samples())
-        for decoder, of_decoder in decoded.items():
-            of_decoder += decode(model, [waveform], decoder=decoder)
+        for decoder, hypotheses in decoded.items():
+            hypotheses.extend(decode(model, [waveform], decoder=decoder))
     return decoded
 
 

@@ -24,9 +24,11 @@ UNITS = ("minutes", "seconds", "hours")
 STATES = ("on", "off")
 OPENINGS = ("door", "window")
 PROGRAMMES = ("music", "radio")
-CARRIERS = frozenset("turn the set to a timer for call open and close play in at".split())
+CARRIERS = (
+    "turn", "the", "set", "to", "a", "timer", "for", "call", "open", "and", "close", "play", "in", "at",
+)  # fmt: skip
 
-VOCABULARY = CARRIERS.union(DIGITS, DEVICES, ROOMS, COLOURS, UNITS, STATES, OPENINGS, PROGRAMMES)
+VOCABULARY = frozenset(CARRIERS).union(DIGITS, DEVICES, ROOMS, COLOURS, UNITS, STATES, OPENINGS, PROGRAMMES)
 
 SHORTEST_DIGITS, LONGEST_DIGITS = 3, 8
 

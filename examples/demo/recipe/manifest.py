@@ -1,7 +1,7 @@
 """NeMo manifests: one JSON object a line, audio paths relative to the manifest's folder.
 
-Read with ``json`` and ``soundfile`` alone: what NeMo decodes from here is the reference that nemotrt is tested
-against, so nemotrt's own audio reader has no part in it.
+Read with ``json`` and ``soundfile`` alone: what NeMo decodes from here is the reference that nemotrt is
+tested against, so nemotrt's own audio reader has no part in it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_manifest(manifest: Path) -> tuple[Utterance, ...]:
     """The manifest's utterances, in its order.
 
     Raises:
-        AudioError: no such file, no utterance in it, or a line without path, duration or text; names the line.
+        AudioError: no such file, no utterance in it, or a line (named) without path, duration or text.
     """
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()

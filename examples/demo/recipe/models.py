@@ -51,7 +51,7 @@ def new_model(kind: Kind, *, tokenizer: Path) -> Any:
 
 
 def load_model(kind: Kind, checkpoint: Path) -> Any:
-    """A trained model, ready to decode: on the CPU, in evaluation mode, without dither and padding of frames."""
+    """A trained model in evaluation mode on the CPU, with ``dither`` and ``pad_to`` at 0."""
     _, model_class = _CONFIGS[kind]
     model = model_class.restore_from(str(checkpoint), map_location="cpu").eval()
     model.preprocessor.featurizer.dither = 0.0
@@ -66,7 +66,7 @@ def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def decode(model: Any, waveforms: Sequence[Tensor], *, decoder: Decoder) -> list[Decoded]:
-    """NeMo's own greedy decode of a batch of 16 kHz waveforms ``[samples]``; the model is in evaluation mode."""
+    """NeMo's own greedy decode of 16 kHz waveforms ``[samples]`` as one batch, by a model in evaluation mode."""
     signal, lengths = padded(waveforms)
     features, feature_lengths = model.preprocessor(input_signal=signal, length=lengths)
     encoded, encoded_lengths = model.encoder(audio_signal=features, length=feature_lengths)
@@ -77,9 +77,7 @@ def decode(model: Any, waveforms: Sequence[Tensor], *, decoder: Decoder) -> list
         # NeMo leaves the labels of all frames in a CTC hypothesis.
         blank = model.ctc_decoder.num_classes_with_blank - 1
         return [Decoded(h.text, _without_repeats(h.y_sequence, blank=blank)) for h in hypotheses]
-    hypotheses = model.decoding.rnnt_decoder_predictions_tensor(
-        encoder_output=encoded, encoded_lengths=encoded_lengths
-    )
+    hypotheses = model.decoding.rnnt_decoder_predictions_tensor(encoder_output=encoded, encoded_lengths=encoded_lengths)
     return [Decoded(h.text, tuple(int(i) for i in h.y_sequence)) for h in hypotheses]
 
 

@@ -1,10 +1,10 @@
 """Speaks sentences of the grammar with espeak-ng and flite.
 
-    (seed, split, index) -> Script: text, voice, tempo, pitch, loudness, noise, silences    no audio tool needed
+    (seed, split, index) -> Script: text, voice, tempo, pitch, loudness, noise, silences
     Script -> espeak-ng | flite -> 16 kHz -> peak -> noise -> silence around it -> PCM16 wav
 
-Every choice comes from a generator seeded with (seed, split, index), so utterance 7 is the same in a corpus of 10
-and of 3000, and in whatever order they are spoken. The voices of the test split are heard in no other split.
+Every choice comes from a generator seeded with (seed, split, index), so utterance 7 is the same in a corpus
+of 10 and of 3000, in whatever order they are spoken. The voices of the test split are heard in no other.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ _AMERICAN = (
     "linda",
 )  # fmt: skip
 _BRITISH = ("m1", "m5", "f2", "f5")
-TRAIN_ESPEAK = tuple(EspeakVoice("en-us", v) for v in _AMERICAN) + tuple(
-    EspeakVoice("en-gb", v) for v in _BRITISH
-)
+TRAIN_ESPEAK = tuple(EspeakVoice("en-us", v) for v in _AMERICAN) + tuple(EspeakVoice("en-gb", v) for v in _BRITISH)
 TRAIN_FLITE = tuple(FliteVoice(name) for name in ("kal16", "awb", "rms", "slt"))
 TEST_ESPEAK = (EspeakVoice("en-us", "m6"), EspeakVoice("en-gb", "f4"), EspeakVoice("en-029", "m8"))
 FLITE_SHARE = 0.4
@@ -69,8 +67,9 @@ FLITE_SHARE = 0.4
 class Script:
     """Everything that decides one utterance.
 
-    ``tempo`` and ``pitch`` run from 0 (slow, low) to 1; ``noise`` is the standard deviation of white noise where
-    full scale is 1; ``lead_samples`` and ``trail_samples`` of digital silence surround it at 16 kHz.
+    ``tempo`` and ``pitch`` run from 0 (slow, low) to 1; ``peak`` is the highest amplitude and ``noise`` the
+    standard deviation of the white noise, where full scale is 1; ``lead_samples`` and ``trail_samples`` of
+    digital silence surround the speech, at 16 kHz.
     """
 
     text: str
@@ -107,8 +106,9 @@ def _voice(rng: Random, *, split: Split) -> Voice:
 
 
 def require_voices() -> None:
-    """Check that both synthesizers have every voice of the recipe. Both fall back on a default voice without a
-    word when asked for an unknown one, which would put a trained voice into the test split.
+    """Check that both synthesizers have every voice of the recipe.
+
+    Asked for an unknown one, both take a default voice and exit 0: a trained voice in the test split.
 
     Raises:
         MachineError: a synthesizer or a voice is missing; says what to install.
@@ -116,16 +116,12 @@ def require_voices() -> None:
     fix = "install both synthesizers with: apt-get install espeak-ng flite"
     absent = [tool for tool in ("espeak-ng", "flite") if shutil.which(tool) is None]
     if absent:
-        raise MachineError(
-            "a speech synthesizer is missing", found=f"no {', '.join(absent)} in PATH", fix=fix
-        )
+        raise MachineError("a speech synthesizer is missing", found=f"no {', '.join(absent)} in PATH", fix=fix)
     known = {word.removeprefix("!v/") for word in _output("espeak-ng", "--voices=variant").split()}
     known.update(_output("flite", "-lv").split())
     wanted = {v.variant for v in TRAIN_ESPEAK + TEST_ESPEAK} | {v.name for v in TRAIN_FLITE}
     if not wanted <= known:
-        raise MachineError(
-            "a synthesizer lacks voices of the recipe", found=", ".join(sorted(wanted - known)), fix=fix
-        )
+        raise MachineError("a synthesizer lacks voices of the recipe", found=", ".join(sorted(wanted - known)), fix=fix)
 
 
 def speak(script: Script) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Trains the SentencePiece BPE tokenizer of the demo on the texts of a manifest: 96 pieces, ``<unk>`` is id 0."""
+"""Trains the demo's SentencePiece BPE tokenizer on the texts of a manifest: 96 pieces, ``<unk>`` is id 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIECES = 96
 
 
 def train_tokenizer(folder: Path, texts: list[str]) -> None:
-    """Write what NeMo expects of a ``bpe`` tokenizer folder: ``tokenizer.model``, ``tokenizer.vocab``, ``vocab.txt``.
+    """Write NeMo's ``bpe`` tokenizer folder: ``tokenizer.model``, ``tokenizer.vocab`` and ``vocab.txt``.
 
     No sentence marks and no padding piece: the blank that NeMo appends is the only symbol without text.
 

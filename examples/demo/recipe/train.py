@@ -3,8 +3,8 @@
     epochs 0..2     loss = CTC                                  the encoder learns to hear
     after that      loss = 0.3 CTC + 0.1 transducer             the predictor and the joint join in
 
-The CTC head of the hybrid model is part of it; the one beside the TDT model is thrown away. The transducer loss is
-``transducer_loss.py``: NeMo's own runs in plain Python on a CPU and takes minutes a batch.
+The CTC head of the hybrid model is part of it; the one beside the TDT model is thrown away. The transducer
+loss is ``transducer_loss.py``: NeMo's own runs in plain Python on a CPU and takes minutes a batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EVALUATE_EVERY_EPOCHS = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. The learning rate rises linearly over ``warmup_steps``, under half a cosine to zero."""
+    """How long and how fast: a linear warm-up of the learning rate times half a cosine down to zero."""
 
     epochs: int
     ctc_only_epochs: int
@@ -64,8 +64,7 @@ class Example:
 def examples_of(utterances: Sequence[Utterance], *, tokenizer: Any) -> list[Example]:
     """All of a split in memory: two hours are 0.5 GB."""
     return [
-        Example(torch.from_numpy(u.samples()), torch.tensor(tokenizer.text_to_ids(u.text)), u.text)
-        for u in utterances
+        Example(torch.from_numpy(u.samples()), torch.tensor(tokenizer.text_to_ids(u.text)), u.text) for u in utterances
     ]
 
 
@@ -121,9 +120,7 @@ def train(objective: Objective, examples: Sequence[Example], schedule: Schedule)
     optimizer = torch.optim.AdamW(
         objective.parameters(), lr=schedule.peak_learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
     )
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule.learning_rate_factor(step, steps=steps)
-    )
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.learning_rate_factor(step, steps=steps))
     console = Console(stderr=True)
     for epoch in range(schedule.epochs):
         objective.train()
@@ -172,11 +169,9 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Train a demo checkpoint; it is saved, and its word error rate printed, every third epoch and after the last."""
+    """Train a demo checkpoint; save it and print its word error rate every third epoch and after the last."""
     if checkpoint.exists():
-        raise UsageError(
-            "the checkpoint is already there", where=checkpoint, fix="name another, or remove it"
-        )
+        raise UsageError("the checkpoint is already there", where=checkpoint, fix="name another, or remove it")
     if not (tokenizer / "tokenizer.model").is_file():
         raise UsageError(
             "this is not a tokenizer folder",

@@ -1,24 +1,24 @@
 r"""RNNT and TDT negative log likelihood, vectorised over utterances and anti-diagonals.
 
-Node ``(t, u)`` of the lattice: ``t`` frames consumed, ``u`` labels emitted. Every way of moving on is an arc
-``(d, e, w)``: it advances ``d`` frames, emits ``e`` labels (0 for blank, 1 for the next label) and has the log
-probability ``w(t, u)`` at the node where it starts:
+Node ``(t, u)`` of the lattice: ``t`` frames consumed, ``u`` labels emitted. Every way of moving on is an
+arc ``(d, e, w)``: it advances ``d`` frames, emits ``e`` labels (0 for blank, 1 for the next label) and has the
+log probability ``w(t, u)`` at the node where it starts:
 
     RNNT     (1, 0, log p(blank))                          (0, 1, log p(label u+1))
     TDT      (d, 0, log p(blank) + log p(d)), d >= 1       (d, 1, log p(label u+1) + log p(d)), d >= 0
 
-The forward variable sums over the arcs that arrive, and the likelihood over the blanks that consume the last frame:
+The forward variable sums over the arcs that arrive, the likelihood over the blanks that end exactly at frame T:
 
     alpha(0, 0) = 0        alpha(t, u) = logsumexp over arcs of  alpha(t-d, u-e) + w(t-d, u-e)
     log P = logsumexp over blank arcs of  alpha(T-d, U) + w(T-d, U)
 
-An arc leads from anti-diagonal ``n = t + u`` to ``n + d + e``, and ``d + e >= 1``: a diagonal depends on earlier ones
-only. Stored skewed, ``x[n, t] = x(t, n - t)``, all nodes of a diagonal are one vector and an arc is a shift along
-``t``, so the sum takes ``T + U`` steps instead of ``T * U``; autograd gives the gradient.
+An arc leads from anti-diagonal ``n = t + u`` to ``n + d + e``, and ``d + e >= 1``: a diagonal depends on
+earlier ones only. Stored skewed, ``x[n, t] = x(t, n - t)``, all nodes of a diagonal are one vector and an arc
+is a shift along ``t``, so the sum takes ``T + U`` steps instead of ``T * U``; autograd gives the gradient.
 
-Sources: A. Graves, Sequence Transduction with Recurrent Neural Networks, 2012; H. Xu et al., Efficient Sequence
-Transduction by Jointly Predicting Tokens and Durations, 2023 (TDT, sigma); T. Bagby et al., Efficient Implementation
-of Recurrent Neural Network Transducer in TensorFlow, 2018 (the skew).
+Sources: A. Graves, Sequence Transduction with Recurrent Neural Networks, 2012; H. Xu et al., Efficient
+Sequence Transduction by Jointly Predicting Tokens and Durations, 2023 (TDT, sigma); T. Bagby et al., Efficient
+Implementation of Recurrent Neural Network Transducer in TensorFlow, 2018 (the skew).
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Log probability of what cannot happen. Finite, so that sums of nothing but impossible terms have zero gradients
-# instead of NaN.
+# Log probability of what cannot happen. Finite: a logsumexp of nothing but -inf has a NaN gradient.
 IMPOSSIBLE = -1e30
 
 
@@ -55,13 +54,13 @@ def transducer_loss(
     """Negative log likelihood of each utterance, ``[batch]``, in nats. Padding has no influence on it.
 
     Args:
-        logits: raw joint output ``[batch, T, U + 1, W]``; ``W`` is the labels, then blank, then one per duration.
+        logits: raw joint output ``[batch, T, U + 1, W]``; W: the labels, blank, then one per duration.
         targets: label ids ``[batch, U]``, int64; any valid id beyond the length.
         frames: valid frames ``[batch]``, int64, at least 1.
         target_lengths: valid labels ``[batch]``, int64.
         durations: frames that each duration output stands for; empty for RNNT.
-        sigma: TDT's logit under-normalisation: subtracted from each token's log probability, which favours longer
-            durations. 0 gives the true likelihood.
+        sigma: TDT's logit under-normalisation: subtracted from each token's log probability, which favours
+            longer durations. 0 gives the true likelihood.
 
     An utterance without any alignment (more labels than its frames can hold) has a loss of about 1e30.
     """
@@ -85,8 +84,8 @@ def _arcs(logits: Tensor, targets: Tensor, *, durations: Sequence[int], sigma: f
 
 
 def _skew(nodes: Tensor) -> Tensor:
-    """``[batch, T, U + 1]`` to diagonals ``[batch, T + U, T]``; places outside of the lattice are impossible."""
-    batch, frames, states = nodes.shape
+    """``[batch, T, U + 1]`` to diagonals ``[batch, T + U, T]``, impossible outside of the lattice."""
+    _, frames, states = nodes.shape
     t = torch.arange(frames, device=nodes.device)
     u = torch.arange(frames + states - 1, device=nodes.device)[:, None] - t
     diagonals = nodes[:, t.expand_as(u), u.clamp(0, states - 1)]
