@@ -8,7 +8,6 @@ tables scroll inside of their own box. Everything that comes from files is escap
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from markupsafe import Markup
 
 from nemotrt.bench import plots, quantities
 from nemotrt.bench.results import Comparison, EngineBuild, Results, Transcript
+from nemotrt.bench.text_file import write_whole
 from nemotrt.bench.transcripts import word_errors_by_system
 from nemotrt.bench.word_errors import Span, align_words
 
@@ -49,14 +49,8 @@ class ClipTexts:
 
 
 def write_report(results: Results, path: Path) -> Path:
-    """Write the page whole or not at all, and return ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(render_report(results), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """Write the page and return ``path``. Raises as ``write_whole``."""
+    return write_whole(render_report(results), path)
 
 
 def render_report(results: Results) -> str:

@@ -8,13 +8,13 @@ fractions, not percent.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
 from nemotrt.bench.record import Record
+from nemotrt.bench.text_file import write_whole
 from nemotrt.bench.tolerances import Tolerance
 from nemotrt.errors import InputError
 
@@ -331,14 +331,8 @@ class Results(Record):
 
 
 def write_results(results: Results, path: Path) -> Path:
-    """Write the document whole or not at all, and return ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """Write the document and return ``path``. Raises as ``write_whole``."""
+    return write_whole(results.model_dump_json(indent=1) + "\n", path)
 
 
 def read_results(path: Path) -> Results:

@@ -9,18 +9,19 @@ unpacked beside the user's files, and the weights' pickle is read with an allow-
 from __future__ import annotations
 
 import gzip
+import struct
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import yaml
 
-from nemotrt.errors import ArchiveError, ConfigError
+from nemotrt.errors import ArchiveError, ConfigError, MachineError
 from nemotrt.export.weights import Weights, open_weights
 
 CONFIG_MEMBER = "model_config.yaml"
@@ -30,6 +31,8 @@ ARTIFACT_PREFIX = "nemo:"
 _MAX_MEMBERS = 1000
 _MAX_TEXT_BYTES = 32 << 20
 _MAX_EXPANSION = 32  # weights barely compress; a bomb expands a thousandfold
+_MAX_YAML_DEPTH = 100  # libyaml recurses in C: a hundred thousand brackets end the process
+_MAX_YAML_SCALAR = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -49,7 +52,8 @@ class NemoArchive:
         Raises:
             ArchiveError: the member does not exist, or is too large for a tokenizer.
         """
-        return _read_member(self._tar, self._members, reference.removeprefix(ARTIFACT_PREFIX), self.path)
+        with _readable(self.path):
+            return _read_member(self._tar, self._members, reference.removeprefix(ARTIFACT_PREFIX), self.path)
 
 
 @contextmanager
@@ -59,19 +63,36 @@ def open_nemo(path: Path) -> Iterator[NemoArchive]:
     Raises:
         ArchiveError: no such file, not a tar, truncated, hostile, or a member is missing.
         ConfigError: the YAML cannot be parsed.
+        MachineError: no room for the temporary file that a gzipped archive is inflated into.
     """
     if not path.is_file():
         raise ArchiveError("no such checkpoint", where=path, fix="give the path of a .nemo file")
-    try:
-        with _plain_tar(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+    with ExitStack() as stack:
+        with _readable(path):
+            stream = stack.enter_context(_plain_tar(path))
+            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
             members = _checked_members(tar, path, size_bytes=_size_of(stream))
             config = _parse_config(_read_member(tar, members, CONFIG_MEMBER, path), path)
             weights_stream = tar.extractfile(_member(members, WEIGHTS_MEMBER, path))
             if weights_stream is None:
                 raise ArchiveError(f"{WEIGHTS_MEMBER} is not a file", where=path)
-            with open_weights(weights_stream, origin=path) as weights:
-                yield NemoArchive(path, config, weights, tar, members)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            weights = stack.enter_context(open_weights(weights_stream, origin=path))
+        yield NemoArchive(path, config, weights, tar, members)
+
+
+# What a byte stream can make the gzip and tar readers raise, beside the file system's own errors: a chain of long-name
+# headers recurses, and a header's size can be any number.
+_UNREADABLE = (
+    tarfile.TarError, EOFError, zlib.error, OSError, RecursionError, OverflowError, MemoryError, UnicodeError,
+    struct.error,
+)  # fmt: skip
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as exc:
         raise ArchiveError(
             "the checkpoint is not a readable tar archive",
             where=path,
@@ -106,7 +127,20 @@ def _inflate(raw: IO[bytes], plain: IO[bytes], limit: int, origin: Path) -> None
                     where=origin,
                     fix="this is not how weights compress: do not use this file",
                 )
-            plain.write(block)
+            _spill(block, plain)
+
+
+def _spill(block: bytes, plain: IO[bytes]) -> None:
+    try:
+        plain.write(block)
+        plain.flush()
+    except OSError as exc:
+        raise MachineError(
+            "no room to inflate a gzipped checkpoint",
+            where=tempfile.gettempdir(),
+            found=exc.strerror,
+            fix="free disk space, or set TMPDIR to a folder with more",
+        ) from exc
 
 
 def _checked_members(tar: tarfile.TarFile, path: Path, *, size_bytes: int) -> dict[str, tarfile.TarInfo]:
@@ -116,15 +150,15 @@ def _checked_members(tar: tarfile.TarFile, path: Path, *, size_bytes: int) -> di
             raise ArchiveError(f"more than {_MAX_MEMBERS} members", where=path, fix="this is not a NeMo checkpoint")
         pure = PurePosixPath(info.name)
         if pure.is_absolute() or ".." in pure.parts:
-            raise ArchiveError("a member's name leaves the archive", where=path, found=info.name)
+            raise ArchiveError("a member's name leaves the archive", where=path, found=repr(info.name))
         if info.isdir():
             continue
         if not info.isreg():
-            raise ArchiveError("a member is a link or device", where=path, found=info.name)
-        if info.offset_data + info.size > size_bytes:
-            raise ArchiveError("the archive is truncated", where=f"{path}: {info.name}", fix="download it again")
+            raise ArchiveError("a member is a link or device", where=path, found=repr(info.name))
+        if info.size < 0 or info.offset_data + info.size > size_bytes:
+            raise ArchiveError("the archive is truncated", where=f"{path}: {info.name!r}", fix="download it again")
         if str(pure) in members:
-            raise ArchiveError("two members have one name", where=path, found=str(pure))
+            raise ArchiveError("two members have one name", where=path, found=repr(str(pure)))
         members[str(pure)] = info
     return members
 
@@ -134,7 +168,7 @@ def _member(members: Mapping[str, tarfile.TarInfo], name: str, path: Path) -> ta
         raise ArchiveError(
             f"the archive has no {name}",
             where=path,
-            found=", ".join(sorted(members)) or "an empty archive",
+            found=", ".join(map(repr, sorted(members)[:10])) or "an empty archive",
             fix="save the model with NeMo's save_to()",
         )
     return members[name]
@@ -150,13 +184,31 @@ def _read_member(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], n
 
 def _parse_config(text: bytes, path: Path) -> Mapping[str, Any]:
     where = f"{path}: {CONFIG_MEMBER}"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        _refuse_yaml_bombs(text, loader, where=where)
+        config = yaml.load(text, Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as exc:
         raise ConfigError("the config is not valid YAML", where=where, found=" ".join(str(exc).split())) from exc
     if not isinstance(config, dict):
         raise ConfigError("the config is not a mapping", where=where, found=type(config).__name__)
     return config
+
+
+def _refuse_yaml_bombs(text: bytes, loader: type[yaml.SafeLoader], *, where: str) -> None:
+    """NeMo writes neither aliases (which multiply), nor deep nesting, nor long scalars."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliased = isinstance(event, yaml.AliasEvent)
+        too_long = isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_YAML_SCALAR
+        if aliased or too_long or depth > _MAX_YAML_DEPTH:
+            raise ConfigError(
+                "the config is built like an attack on its reader",
+                where=where,
+                found="an alias" if aliased else "a scalar of great length" if too_long else "deep nesting",
+                fix="save the model with NeMo's save_to()",
+            )
 
 
 def _size_of(stream: IO[bytes]) -> int:

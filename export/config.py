@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 from nemotrt.bundle import EncoderSpec, Family, MelSpec, TransducerSpec
 from nemotrt.errors import ConfigError, UnsupportedModelError
-from nemotrt.export.section import Section
+from nemotrt.export.section import Section, shown
 
 Decoder = Literal["ctc", "rnnt", "tdt"]
+
+_MAX_CONTEXT_FRAMES = 1 << 20
+_LINE_ENDS = frozenset("\n\r")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,14 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TransducerConfig:
-    """Predictor (``RNNTDecoder``) and joint (``RNNTJoint``)."""
+    """Predictor (``RNNTDecoder``) and joint (``RNNTJoint``).
+
+    ``joint_out`` is where the joint's last matrix stands: NeMo puts a dropout module before it if there is dropout.
+    """
 
     spec: TransducerSpec
     joint_hidden: int
+    joint_out: Literal["joint_net.1", "joint_net.2"]
     joint_activation: Literal["relu", "sigmoid", "tanh"]
 
 
@@ -132,7 +139,7 @@ def _encoder(section: Section) -> EncoderConfig:
         raise UnsupportedModelError(
             "encoder.feat_out: an output projection is not built",
             where=section.origin,
-            found=section.values["feat_out"],
+            found=shown(section.values["feat_out"]),
         )
     style: Literal["regular", "chunked_limited"] = section.require(
         "att_context_style", ["regular", "chunked_limited"], default="regular"
@@ -173,7 +180,7 @@ def _attention_context(section: Section, style: str) -> tuple[int, int]:
     """The default (first) of the trained contexts, as NeMo uses at inference."""
     value = section.values.get("att_context_size") or [-1, -1]
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
-    if not isinstance(first, list) or len(first) != 2 or not all(type(n) is int and n >= -1 for n in first):
+    if not isinstance(first, list) or len(first) != 2 or not all(_is_context(n) for n in first):
         raise section.wrong("att_context_size", value, "a pair [left, right], or a list of such pairs")
     left, right = first
     if style == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
@@ -183,6 +190,10 @@ def _attention_context(section: Section, style: str) -> tuple[int, int]:
             found=first,
         )
     return left, right
+
+
+def _is_context(value: object) -> bool:
+    return type(value) is int and -1 <= value <= _MAX_CONTEXT_FRAMES
 
 
 def _conv_context(section: Section, kernel: int) -> tuple[int, int]:
@@ -215,10 +226,10 @@ def _mel(section: Section, root: Section) -> tuple[MelSpec, float]:
         raise ConfigError(
             "sample_rate and preprocessor.sample_rate differ",
             where=root.origin,
-            found=root.values["sample_rate"],
+            found=shown(root.values["sample_rate"]),
         )
-    window = round(section.number("window_size", 0.02) * rate)
-    hop = round(section.number("window_stride", 0.01) * rate)
+    window = int(section.number("window_size", 0.02) * rate)  # cut, not rounded, as in NeMo
+    hop = int(section.number("window_stride", 0.01) * rate)
     if not 0 < hop <= window:
         raise ConfigError(
             "preprocessor.window_stride must be positive and at most window_size",
@@ -280,7 +291,7 @@ def _vocabulary(section: Section) -> tuple[str, ...]:
             where=section.origin,
             found=f"{classes}, {len(pieces)} pieces",
         )
-    broken = [piece for piece in pieces if "\n" in piece or not piece]
+    broken = [piece for piece in pieces if not piece or not _LINE_ENDS.isdisjoint(piece)]
     if broken:
         raise UnsupportedModelError(
             f"{section.name}.vocabulary has an empty or multi-line piece",
@@ -316,6 +327,7 @@ def _transducer(root: Section, encoder: EncoderConfig) -> tuple[TransducerConfig
             max_symbols_per_frame=_max_symbols(root),
         ),
         joint_hidden=jointnet.integer("joint_hidden", maximum=1 << 14),
+        joint_out="joint_net.2" if jointnet.values.get("dropout") else "joint_net.1",
         joint_activation=jointnet.require("activation", ["relu", "sigmoid", "tanh"], default="relu"),
     )
     return transducer, vocabulary

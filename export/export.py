@@ -76,7 +76,10 @@ def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> Com
     model = graph.model()
     model.metadata_props.update(metadata)
     graph_file, data_file = f"{graph.name}.onnx", f"{graph.name}.onnx.data"
-    ir.save(model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1)
+    try:
+        ir.save(model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1)
+    except ir.serde.SerdeError as exc:
+        raise _unwrapped(exc) from exc
     return ComponentSpec(
         graph=graph_file,
         data=data_file if (folder / data_file).exists() else None,
@@ -84,6 +87,13 @@ def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> Com
         outputs=graph.output_specs,
         parameters=graph.parameters,
     )
+
+
+def _unwrapped(exc: BaseException) -> BaseException:
+    """What reading a weight raised; onnx-ir wraps it once per level of the model."""
+    while isinstance(exc, ir.serde.SerdeError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
 
 
 def _client_metadata(config: ModelConfig) -> dict[str, str]:

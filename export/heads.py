@@ -67,8 +67,8 @@ def joint(g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_mode
         g.op("Unsqueeze", from_predictor, g.constant([1])),
     )
     active = g.op(_ACTIVATIONS[config.joint_activation], total)
-    out_bias = g.weight("out.bias", (width,), weights.expect("joint.joint_net.2.bias", (width,)))
-    logits = g.linear(active, _matrix(g, weights, "joint_net.2", inner, width), out_bias)
+    out_bias = g.weight("out.bias", (width,), weights.expect(f"joint.{config.joint_out}.bias", (width,)))
+    logits = g.linear(active, _matrix(g, weights, config.joint_out, inner, width), out_bias)
     g.output(logits, "joint_output", "float32", (BATCH, JOINT_FRAMES, TOKENS, width))
 
 

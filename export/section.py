@@ -9,6 +9,10 @@ from typing import Any
 
 from nemotrt.errors import ConfigError, UnsupportedModelError
 
+_MAX_INTEGER = 1 << 20
+_MAX_NUMBER = 1e6
+_SHOWN_CHARACTERS = 200
+
 
 @dataclass(frozen=True)
 class Section:
@@ -33,7 +37,7 @@ class Section:
         """The mapping below ``key``, ``None`` if the key is absent or null."""
         return None if self.values.get(key) is None else self.section(key)
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 1 << 20) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = _MAX_INTEGER) -> int:
         """A whole number within bounds; booleans do not count. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
@@ -41,10 +45,11 @@ class Section:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number, as float. Raises :class:`ConfigError` otherwise."""
+        """A finite number, as float. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.wrong(key, value, "a number")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= _MAX_NUMBER:
+            raise self.wrong(key, value, f"a number of at most {_MAX_NUMBER:g}")
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
@@ -69,10 +74,10 @@ class Section:
         return tuple(value)
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """A list of whole numbers. Raises :class:`ConfigError` otherwise."""
+        """A list of whole numbers within bounds. Raises :class:`ConfigError` otherwise."""
         value = self.values.get(key)
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.wrong(key, value, "a list of whole numbers")
+        if not isinstance(value, list) or not all(type(item) is int and abs(item) <= _MAX_INTEGER for item in value):
+            raise self.wrong(key, value, f"a list of whole numbers up to {_MAX_INTEGER}")
         return tuple(value)
 
     def require(self, key: str, supported: Sequence[object], *, default: object = None) -> Any:
@@ -86,14 +91,22 @@ class Section:
             raise UnsupportedModelError(
                 f"{self.key(key)} has a value that nemotrt does not build",
                 where=self.origin,
-                found=repr(value)[:200],
+                found=shown(value),
                 fix="supported: " + ", ".join(repr(one) for one in supported),
             )
         return value
 
     def wrong(self, key: str, value: object, expected: str) -> ConfigError:
         """The error for a value of the wrong type; interpolations are called by their name."""
-        found = "nothing" if value is None else repr(value)[:200]
+        found = "nothing" if value is None else shown(value)
         if isinstance(value, str) and "${" in value:
             found += " (an interpolation that was not resolved when the model was saved)"
         return ConfigError(f"{self.key(key)} must be {expected}", where=self.origin, found=found)
+
+
+def shown(value: object) -> str:
+    """``value`` for an error message, cut to a line."""
+    try:
+        return repr(value)[:_SHOWN_CHARACTERS]
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "a number of thousands of digits"

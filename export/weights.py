@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -43,9 +43,11 @@ _STORAGE_DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class _StoredTensor:
-    """Where a tensor's numbers are: a storage (zip entry), an offset and strides in elements."""
+class _StoredTensor(NamedTuple):
+    """Where a tensor's numbers are: a storage (zip entry), an offset and strides in elements.
+
+    A tuple, because a pickle can rewrite the attributes of every object that has any (its BUILD instruction).
+    """
 
     key: str
     dtype: np.dtype[Any]
@@ -98,13 +100,11 @@ class Weights:
         tensor = self._tensor(name)
         data = self._storage(tensor, name)
         storage = np.frombuffer(data[: len(data) // tensor.dtype.itemsize * tensor.dtype.itemsize], tensor.dtype)
-        if prod(tensor.shape) and tensor.last_element() >= storage.size:
+        if prod(tensor.shape) > storage.size or tensor.last_element() >= storage.size:
             raise ArchiveError("a tensor reaches beyond its storage", where=f"{self._origin}: {name}")
+        strides = (s * tensor.dtype.itemsize if n > 1 else 0 for n, s in zip(tensor.shape, tensor.strides, strict=True))
         view = np.lib.stride_tricks.as_strided(
-            storage[tensor.offset :],
-            shape=tensor.shape,
-            strides=tuple(s * tensor.dtype.itemsize for s in tensor.strides),
-            writeable=False,
+            storage[tensor.offset :], shape=tensor.shape, strides=tuple(strides), writeable=False
         )
         return np.asarray(view, dtype=np.float32, order="C")
 
@@ -138,7 +138,7 @@ class Weights:
     def _storage(self, tensor: _StoredTensor, name: str) -> bytes:
         try:
             return self._zip.read(f"{self._root}/data/{tensor.key}")
-        except (zipfile.BadZipFile, KeyError, OSError, EOFError, NotImplementedError) as exc:
+        except _ZIP_FAILURES as exc:
             raise ArchiveError(
                 "the bytes of a weight are damaged",
                 where=f"{self._origin}: {name}",
@@ -155,16 +155,24 @@ def open_weights(stream: IO[bytes], *, origin: Path) -> Iterator[Weights]:
         ArchiveError: not a zip, encrypted or compressed entries, a pickle that asks for code, damaged index.
     """
     try:
-        with zipfile.ZipFile(stream) as entries:
-            root, index = _index(entries, origin)
-            yield Weights(entries, root, index, origin)
-    except zipfile.BadZipFile as exc:
+        entries = zipfile.ZipFile(stream)
+    except _ZIP_FAILURES as exc:
         raise ArchiveError(
             "model_weights.ckpt is not a torch zip file",
             where=origin,
             found=str(exc),
             fix="download it again, or save it again with NeMo and torch >= 1.6",
         ) from exc
+    with entries:
+        root, index = _index(entries, origin)
+        yield Weights(entries, root, index, origin)
+
+
+# Everything that damaged headers can make the zip reader raise.
+_ZIP_FAILURES = (
+    zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError, UnicodeError,
+    ValueError, struct.error,
+)  # fmt: skip
 
 
 def _index(entries: zipfile.ZipFile, origin: Path) -> tuple[str, dict[str, _StoredTensor]]:
@@ -184,8 +192,7 @@ def _index(entries: zipfile.ZipFile, origin: Path) -> tuple[str, dict[str, _Stor
 
 # Everything that a byte stream can make the unpickler or our five constructors raise.
 _UNPICKLING_FAILURES = (
-    pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, RecursionError,
-    TypeError, UnicodeError, ValueError, zipfile.BadZipFile, NotImplementedError, OSError,
+    *_ZIP_FAILURES, pickle.UnpicklingError, AttributeError, IndexError, MemoryError, TypeError,
 )  # fmt: skip
 
 
@@ -195,18 +202,19 @@ def _cleaned(state: object, origin: Path) -> dict[str, _StoredTensor]:
     tensors: dict[str, _StoredTensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, _StoredTensor):
-            raise ArchiveError("the state dict holds something else than tensors", where=origin, found=repr(key)[:80])
+            raise ArchiveError("the state dict holds something else than tensors", where=origin, found=ascii(key)[:80])
         name = key
         for prefix in _WRAPPER_PREFIXES:
             name = name.replace(prefix, "") if prefix == "_orig_mod." else name.removeprefix(prefix)
+        if not name.isprintable():
+            raise ArchiveError("a weight has an unprintable name", where=origin, found=ascii(name)[:80])
         if name in tensors:
             raise ArchiveError("two weights have one name once wrapper prefixes are removed", where=origin, found=name)
         tensors[name] = value
     return tensors
 
 
-@dataclass(frozen=True)
-class _StorageType:
+class _StorageType(NamedTuple):
     dtype: np.dtype[Any]
 
 
@@ -241,13 +249,13 @@ class _StateUnpickler(pickle.Unpickler):
         if (module, name) not in self._ALLOWED:
             raise ArchiveError(
                 "the weights' pickle asks for more than tensors",
-                found=f"{module}.{name}",
+                found=ascii(f"{module}.{name}")[1:-1],
                 fix="do not use this file: loading it in torch could run code",
             )
         return self._ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, np.dtype[Any]]:
         match pid:
-            case ("storage", _StorageType(dtype=dtype), str(key), *_):
+            case ("storage", _StorageType(dtype=dtype), str(key), *_) if key.isprintable():
                 return key, dtype
         raise pickle.UnpicklingError("malformed storage reference")

@@ -228,12 +228,7 @@ def load_bundle(path: Path) -> Bundle:
     """
     meta_path = path / META_NAME
     if not meta_path.is_file():
-        raise BundleError(
-            "this is not a bundle",
-            where=path,
-            found=f"no {META_NAME}" if path.is_dir() else "no such folder",
-            fix="make one with: nemotrt export MODEL.nemo -o BUNDLE",
-        )
+        raise _not_a_bundle(path)
     try:
         meta = BundleMeta.model_validate_json(meta_path.read_bytes())
     except ValidationError as exc:
@@ -269,6 +264,18 @@ def sha256_of_file(path: Path) -> str:
     """Hex SHA-256, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _not_a_bundle(path: Path) -> BundleError:
+    """Says what is there instead: a checkpoint, say, or a folder with bundles in it."""
+    found = "a file" if path.exists() else "no such folder"
+    fix = "make one with: nemotrt export MODEL.nemo -o BUNDLE"
+    if path.is_dir():
+        found = f"a folder without {META_NAME}"
+        inside = sorted(meta.parent.name for meta in path.glob(f"*/{META_NAME}"))
+        if inside:
+            found, fix = f"a folder that holds bundles: {', '.join(inside)}", "give one of them"
+    return BundleError("this is not a bundle", where=path, found=found, fix=fix)
 
 
 def _check_sizes(path: Path, files: Mapping[str, FileRecord]) -> None:

@@ -7,6 +7,7 @@ exit      remove the partial folder, if it was not published
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Self
 import psutil
 
 from nemotrt.bundle import META_NAME, Bundle, BundleMeta, FileRecord, sha256_of_file
-from nemotrt.errors import MachineError, UsageError
+from nemotrt.errors import MachineError, NemotrtError, UsageError
 
 _SUFFIX = ".partial"
 
@@ -26,7 +27,8 @@ class BundleWriter:
     """Context manager around a private folder that becomes the bundle at ``destination``.
 
     Raises:
-        UsageError: the destination exists and ``overwrite`` is false, or it is something else than a bundle.
+        UsageError: the destination exists and ``overwrite`` is false, it is something else than a bundle, or it
+            lies below a file.
         MachineError: the folder cannot be written (permissions, disk full).
     """
 
@@ -90,7 +92,7 @@ class BundleWriter:
         )
 
     def _remove_leftovers(self) -> None:
-        for leftover in self.destination.parent.glob(f".{self.destination.name}.*{_SUFFIX}"):
+        for leftover in self.destination.parent.glob(f".{glob.escape(self.destination.name)}.*{_SUFFIX}"):
             pid = leftover.name.removeprefix(f".{self.destination.name}.").split(".")[0]
             if pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -109,7 +111,14 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, exc: OSError) -> MachineError:
+def _cannot_write(path: Path, exc: OSError) -> NemotrtError:
+    if isinstance(exc, NotADirectoryError | FileExistsError):
+        return UsageError(
+            "the output cannot be a folder there",
+            where=path,
+            found="a file where a folder should be",
+            fix="give another output",
+        )
     return MachineError(
         "the bundle cannot be written",
         where=path,

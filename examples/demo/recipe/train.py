@@ -76,7 +76,9 @@ class Objective(torch.nn.Module):
         self.model = model
         self.durations = tuple(model.cfg.model_defaults.get("tdt_durations", ()))
         self.blank = model.tokenizer.vocab_size
-        self.ctc_head = None if kind == "hybrid-streaming" else torch.nn.LazyLinear(self.blank + 1)
+        self.ctc_head = (
+            None if kind == "hybrid-streaming" else torch.nn.Linear(model.cfg.encoder.d_model, self.blank + 1)
+        )
         self.ctc_loss = torch.nn.CTCLoss(blank=self.blank, zero_infinity=True)
 
     def forward(self, batch: Sequence[Example], *, ctc_only: bool) -> Tensor:
@@ -115,8 +117,6 @@ def train(objective: Objective, examples: Sequence[Example], schedule: Schedule)
     """Train in place; yields the mean loss after each epoch, with the objective in training mode."""
     batches = batches_of(examples, size=schedule.batch_size)
     steps = schedule.epochs * len(batches)
-    with torch.no_grad():
-        objective(batches[0], ctc_only=True)  # gives a lazy CTC head its shape
     optimizer = torch.optim.AdamW(
         objective.parameters(), lr=schedule.peak_learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
     )

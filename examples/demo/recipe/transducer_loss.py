@@ -62,7 +62,7 @@ def transducer_loss(
         sigma: TDT's logit under-normalisation: subtracted from each token's log probability, which favours
             longer durations. 0 gives the true likelihood.
 
-    An utterance without any alignment (more labels than its frames can hold) has a loss of about 1e30.
+    An utterance without any alignment (durations that cannot add up to its frames) has a loss of about 1e30.
     """
     arcs = _arcs(logits, targets, durations=durations, sigma=sigma)
     skewed = [_Arc(arc.frames, arc.labels, _skew(arc.log_probs)) for arc in arcs]
