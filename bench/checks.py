@@ -6,7 +6,7 @@
     frames    cosine and absolute difference
 
 A check that found nothing to look at fails; ``not checked`` is only for levels a record of tokens cannot
-show. Each finding names the clip that decided.
+show, and for rows where there is but one. Each finding names the clip that decided.
 """
 
 from __future__ import annotations
@@ -114,6 +114,11 @@ def check_text(rows: Sequence[ClipRow], *, limit: float) -> Check:
         state="pass" if total.within(limit) and not exact_only else "fail",
         finding=f"{_edits(total, 'words')} between the texts, limit {limit:.2%}{tail}",
     )
+
+
+def one_row_only() -> Check:
+    """The row check of a candidate that takes no batch."""
+    return Check(name="rows", state="not checked", finding="the candidate takes one clip at a time")
 
 
 def tokens_only(name: CheckName) -> Check:

@@ -33,14 +33,15 @@ def compare(
     utterances: Sequence[Utterance],
     *,
     tolerance: Tolerance,
-    batch_size: int = 4,
+    batch_size: int | None = 4,
     on_progress: Progress = silent,
 ) -> Comparison:
     """Judge ``candidate`` by ``reference`` on every utterance, within ``tolerance``.
 
-    Ragged batches of up to ``batch_size`` rows (at least 2) must lie inside of the candidate's profile. A difference
-    is a result, not an error: see ``verdict`` and ``reasons``. Output of the candidate that cannot even be decoded
-    (a length beyond the frames, say) fails the comparison by name.
+    Ragged batches of up to ``batch_size`` rows (at least 2) must lie inside of the candidate's profile; ``None``
+    says that it takes one row only, and rows are not checked. A difference is a result, not an error: see
+    ``verdict`` and ``reasons``. Output of the candidate that cannot even be decoded (a length beyond the frames,
+    say) fails the comparison by name.
 
     Raises:
         UsageError: no utterances, a batch of one, or two sides that decode differently.
@@ -50,7 +51,7 @@ def compare(
     _check_request(reference, candidate, utterances, batch_size)
     outputs = _Outputs(candidate)
     on_progress(f"{candidate.name}: batches", 0.0)
-    batched = _batched_by_name(outputs, utterances, batch_size)
+    batched = {} if batch_size is None else _batched_by_name(outputs, utterances, batch_size)
     rows = []
     for number, utterance in enumerate(utterances):
         on_progress(utterance.clip.name, number / len(utterances))
@@ -70,7 +71,7 @@ def compare(
             checks.check_lengths(rows),
             checks.check_finite(rows),
             checks.check_frames(rows, tolerance),
-            checks.check_rows(rows, tolerance),
+            checks.one_row_only() if batch_size is None else checks.check_rows(rows, tolerance),
             checks.check_tokens(rows, limit=tolerance.token_error_rate),
             checks.check_text(rows, limit=tolerance.word_error_rate),
         ),
@@ -125,14 +126,16 @@ def compare_recorded(
     )
 
 
-def _check_request(reference: System, candidate: System, utterances: Sequence[Utterance], batch_size: int) -> None:
+def _check_request(
+    reference: System, candidate: System, utterances: Sequence[Utterance], batch_size: int | None
+) -> None:
     if not utterances:
         raise UsageError("there is nothing to compare", found="no clips", fix="give at least one clip")
     names = [utterance.clip.name for utterance in utterances]
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UsageError("two clips have the same name", found=", ".join(twice), fix="rename one of them")
-    if batch_size < 2:
+    if batch_size is not None and batch_size < 2:
         raise UsageError(
             "a clip needs neighbours to show that it does not depend on them",
             found=f"batch size {batch_size}",

@@ -122,7 +122,7 @@ def _interleaved(
         for _ in range(plan.warmup):
             _time_stages(system.transcriber, waveforms)
     times = {system.name: np.empty((plan.runs, len(STAGES))) for system in systems}
-    with _collector_paused():
+    with collector_paused():
         for run in range(plan.runs):
             first = run % len(systems)
             for system in (*systems[first:], *systems[:first]):
@@ -142,7 +142,7 @@ def _time_stages(transcriber: Transcriber, waveforms: Sequence[Waveform]) -> tup
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """No garbage collection in the middle of a run; collected before, restored after."""
     was_enabled = gc.isenabled()
     gc.collect()

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
 
 from nemotrt.bench.compare import compare, compare_recorded
+from nemotrt.bench.engine_limits import EngineLimits
 from nemotrt.bench.latency import LatencyPlan, measure
 from nemotrt.bench.machine import describe_machine, git_commit
 from nemotrt.bench.results import Comparison, EngineBuild, GraphFile, Latency, Results, Skipped
@@ -35,7 +36,11 @@ from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.engines.tensorrt_runner import TensorRTRunner
 from nemotrt.engines.transcriber import Transcriber, components_of, decoders_of
+from nemotrt.errors import EngineError, MachineError
 from nemotrt.tensorrt_api import GpuReport, can_run
+
+_BATCH_SIZE = 4
+"""Rows of the batches that clips are compared in, where an engine takes as many."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,11 @@ def measure_subject(
 ) -> Results:
     """Compare and time everything that this machine can run; what it cannot is in ``skipped`` with the reason.
 
-    Verdicts on engines are written into their manifests.
+    Verdicts on engines are written into their manifests. An engine that this GPU cannot load stays unverified.
 
     Raises:
         AudioError: a clip cannot be read.
+        MachineError: an engine was loaded and fails to run.
     """
     session = _Session(subject, plan, list(skipped), on_progress)
     comparisons, latency = session.measurements()
@@ -95,6 +101,7 @@ class _Session:
         self.skipped = skipped
         self._subject, self._plan, self._on_progress = subject, plan, on_progress
         self._gpu = can_run()
+        self._limits = EngineLimits.of(engine.manifest for engine in self.engines if self._gpu)
 
     def measurements(self) -> tuple[tuple[Comparison, ...], Latency | None]:
         """Every comparison, then the latency of the first decoder's systems."""
@@ -116,26 +123,21 @@ class _Session:
 
     def _utterances(self) -> tuple[Utterance, ...]:
         """The clips with audio, without those that the model or the engines' profile does not take."""
-        meta = self._subject.reference.meta
-        limit = meta.encoder.max_feature_frames
-        if self._gpu:
-            limit = min(
-                [
-                    limit,
-                    *(ranges["frames"].max for e in self.engines for ranges in e.manifest.ranges if "frames" in ranges),
-                ]
-            )
+        meta, geometry = self._subject.reference.meta, self._subject.reference.meta.geometry
+        longest = geometry.seconds_from_feature_frames(geometry.max_feature_frames)
         kept = []
         for utterance in read_utterances(self._subject.clips, sample_rate=meta.mel.sample_rate):
-            frames = len(utterance.waveform.samples) // meta.mel.hop_samples
-            if 1 <= frames <= limit:
-                kept.append(utterance)
+            frames, what = self._frames(utterance), f"clip {utterance.clip.name}, {utterance.waveform.seconds:.2f} s"
+            if not 1 <= frames <= geometry.max_feature_frames:
+                self._skip(what, f"the model takes one feature frame to {longest:g} s")
+            elif not self._limits.takes(frames=frames, batch=1):
+                self._skip(what, f"the engines were built for {self._limits.in_words(geometry)}")
             else:
-                longest = meta.geometry.seconds_from_feature_frames(limit)
-                self._skip(
-                    f"clip {utterance.clip.name}", f"{utterance.waveform.seconds:.1f} s; the limit is {longest:g} s"
-                )
+                kept.append(utterance)
         return tuple(kept)
+
+    def _frames(self, utterance: Utterance) -> int:
+        return len(utterance.waveform.samples) // self._subject.reference.meta.mel.hop_samples
 
     def _systems(self, decoder: Decoder, stack: ExitStack) -> tuple[System, ...]:
         """FP32 first, then FP16, then the engines where a GPU can run them."""
@@ -144,17 +146,25 @@ class _Session:
             transcriber = Transcriber(bundle, decoder=decoder, threads=self._plan.threads)
             opened.append(stack.enter_context(transcriber))
         if self._gpu and (runners := self._engine_runners(decoder, stack)):
-            transcriber = Transcriber(self._subject.candidate, decoder=decoder, runners=runners)
+            candidate, threads = self._subject.candidate, self._plan.threads
+            transcriber = Transcriber(candidate, decoder=decoder, runners=runners, threads=threads)
             opened.append(stack.enter_context(transcriber))
         return tuple(System.named_by_precision(transcriber) for transcriber in opened)
 
     def _engine_runners(self, decoder: Decoder, stack: ExitStack) -> dict[str, Runner]:
+        """By component; none, and the reason recorded, where one cannot be loaded here."""
         runners: dict[str, Runner] = {}
-        for engine in self.engines:
-            if engine.manifest.component in components_of(decoder):
-                runner = TensorRTRunner.open(engine)
-                stack.callback(runner.close)
-                runners[engine.manifest.component] = runner
+        try:
+            for engine in self.engines:
+                if engine.manifest.component in components_of(decoder):
+                    runner = TensorRTRunner.open(engine)
+                    stack.callback(runner.close)
+                    runners[engine.manifest.component] = runner
+        except (EngineError, MachineError) as exc:
+            reason = f"{exc.what} ({exc.found})" if exc.found else exc.what
+            self._skip(f"running the {decoder} engines, and comparing them", reason)
+            self._record_unverified(decoder, reason)
+            return {}
         return runners
 
     def _compare(self, systems: Sequence[System], utterances: Sequence[Utterance]) -> list[Comparison]:
@@ -168,11 +178,32 @@ class _Session:
         for candidate in candidates:
             meta = candidate.transcriber.bundle.meta
             tolerance = tolerance_for(meta.family, meta.precision, decoder=decoder)
-            comparison = compare(reference, candidate, utterances, tolerance=tolerance, on_progress=self._on_progress)
+            is_engines = candidate is not systems[1]
+            comparison = compare(
+                reference,
+                candidate,
+                utterances,
+                tolerance=tolerance,
+                batch_size=self._engine_batch_size(utterances) if is_engines else _BATCH_SIZE,
+                on_progress=self._on_progress,
+            )
             results.append(comparison)
-            if candidate is not systems[1]:
+            if is_engines:
                 self._record(comparison, decoder)
         return results
+
+    def _engine_batch_size(self, utterances: Sequence[Utterance]) -> int | None:
+        """``None`` where the engines take one clip at a time."""
+        rows = self._limits.largest_batch(map(self._frames, utterances), at_most=_BATCH_SIZE)
+        return rows if rows > 1 else None
+
+    def _record_unverified(self, decoder: Decoder, reason: str) -> None:
+        """Say in the manifests why there is no verdict; one that another GPU gave stays."""
+        verification = Verification(state="built, not verified", reason=reason)
+        for index, engine in enumerate(self.engines):
+            is_open = engine.manifest.verification.state == "built, not verified"
+            if is_open and engine.manifest.component in components_of(decoder):
+                self.engines[index] = self._subject.store.record_verification(engine, verification)
 
     def _record(self, comparison: Comparison, decoder: Decoder) -> None:
         """Write the verdict into the manifest of every engine that took part."""
@@ -190,11 +221,14 @@ class _Session:
 
     def _latency(self, systems: Sequence[System], utterances: Sequence[Utterance]) -> Latency:
         gpu = self._gpu.gpus[0].name if self._gpu else None
+        frames = [self._frames(utterance) for utterance in utterances]
+        fitting = (size for size in self._plan.batch_sizes if self._limits.largest_batch(frames, at_most=size) == size)
+        plan = replace(self._plan, batch_sizes=tuple(fitting) or (1,))
         peaks = {}
         for index, system in enumerate(systems):
             precision = system.transcriber.bundle.meta.precision
             peaks[system.name] = hardware_peak(gpu if index > 1 else None, precision)
-        return measure(systems, utterances, plan=self._plan, peaks=peaks, on_progress=self._on_progress)
+        return measure(systems, utterances, plan=plan, peaks=peaks, on_progress=self._on_progress)
 
     def _skip(self, what: str, reason: str) -> None:
         self.skipped.append(Skipped(what=what, reason=reason))

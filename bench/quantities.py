@@ -16,6 +16,11 @@ def duration(seconds: float | None) -> str:
     return f"{_three_digits(seconds * scale)} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 clip``, ``2 clips``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(size_bytes: int | None) -> str:
     """Decimal units, as disks and downloads are counted."""
     if size_bytes is None:

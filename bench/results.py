@@ -7,16 +7,14 @@ fractions, not percent.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
-from nemotrt.bench.record import Record
+from nemotrt.bench.record import Record, read_record
 from nemotrt.bench.text_file import write_whole
 from nemotrt.bench.tolerances import Tolerance
-from nemotrt.errors import InputError
 
 SCHEMA_VERSION = 1
 
@@ -341,35 +339,4 @@ def read_results(path: Path) -> Results:
     Raises:
         InputError: no such file, not JSON, another schema version, or a field that is missing, unknown or malformed.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as exc:
-        raise InputError(
-            "the results cannot be read", where=path, found=exc.strerror, fix="make them with: nemotrt run"
-        ) from exc
-    _check_schema_version(content, path)
-    try:
-        return Results.model_validate_json(content)
-    except ValidationError as exc:
-        problem = exc.errors()[0]
-        raise InputError(
-            f"the results do not follow schema version {SCHEMA_VERSION}",
-            where=f"{path}: {'.'.join(map(str, problem['loc'])) or 'document'}",
-            found=problem["msg"],
-            fix="run the comparison again; do not edit results by hand",
-        ) from exc
-
-
-def _check_schema_version(content: bytes, path: Path) -> None:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as exc:
-        raise InputError("the results are not JSON", where=path, found=exc, fix="run the comparison again") from exc
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            "the results have another schema version",
-            where=path,
-            found=f"schema_version {version!r}, {SCHEMA_VERSION} expected",
-            fix="read them with the version of nemotrt that wrote them",
-        )
+    return read_record(Results, path, schema_version=SCHEMA_VERSION, again="make them with: nemotrt run")

@@ -201,11 +201,11 @@ def _clip_from_line(line: bytes, *, manifest: Path, where: str) -> Clip:
         entry = _ManifestLine.model_validate_json(line)
     except ValidationError as exc:
         problem = exc.errors()[0]
-        location = ".".join(map(str, problem["loc"]))
+        location, found = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
         raise AudioError(
             "the manifest line is not a clip",
             where=where,
-            found=f"{location}: {problem['msg']}" if location else problem["msg"],
+            found=f"{location}: {found}" if location else found,
             fix='write one JSON object a line: {"audio_filepath": "clip.wav", "text": "..."}',
         ) from exc
     path = manifest.parent / entry.audio_filepath

@@ -66,7 +66,8 @@ def open_nemo(path: Path) -> Iterator[NemoArchive]:
         MachineError: no room for the temporary file that a gzipped archive is inflated into.
     """
     if not path.is_file():
-        raise ArchiveError("no such checkpoint", where=path, fix="give the path of a .nemo file")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise ArchiveError("no such checkpoint", where=path, found=found, fix="give the path of a .nemo file")
     with ExitStack() as stack:
         with _readable(path):
             stream = stack.enter_context(_plain_tar(path))

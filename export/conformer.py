@@ -13,8 +13,9 @@ What is folded into weights when they are read, so that it costs nothing at run 
     batch norm                      into the depthwise convolution
     position projections            one matrix for all layers (see ``positions.py``)
 
-Relative shift without Pad: position row i holds 2T columns, of positions T, T-1, ..., -(T-1). Read as one row, the
-score of (i, j) stands at  i (2T-1) + T + j : drop the first T numbers, cut into rows of 2T-1, keep T columns.
+Relative shift without Pad: row i of the position scores holds 2T+1 columns, of positions T, T-1, ..., -T. Read as one
+row, the score of (i, j), position i - j, stands at  i (2T+1) + T - (i - j) = (2i+1) T + j : cut into rows of T, every
+other one, from the second on, is wanted.
 Source: Transformer-XL (arXiv 1901.02860) B, Conformer (arXiv 2005.08100), NeMo ``RelPositionMultiHeadAttention``.
 """
 
@@ -38,14 +39,12 @@ class LayerContext:
     """What all layers share, computed once.
 
     ``score_bias`` float [B,1,1|T,T]: 0 where attention is allowed, a large negative finite number elsewhere;
-    ``valid`` bool [B,T,1]; ``frames`` int64 [1]; ``folded``/``unfolded`` the two shapes of the relative shift.
+    ``valid`` bool [B,T,1]; ``folded`` the shape of the relative shift, [B,H,2T+1,T].
     """
 
     score_bias: ir.Value
     valid: ir.Value
-    frames: ir.Value
     folded: ir.Value
-    unfolded: ir.Value
 
 
 class ConformerLayer:
@@ -57,7 +56,7 @@ class ConformerLayer:
         self._d = config.spec.d_model
 
     def __call__(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
-        """``x`` [B,T,D], ``positions`` [H,d_k,2T] -> [B,T,D]."""
+        """``x`` [B,T,D], ``positions`` [1,H,d_k,2T+1] -> [B,T,D]."""
         g = self._g
         x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward1"), "feed_forward1"))
         x = g.op("Add", x, self._attention(self._norm(x, "norm_self_att"), positions, context))
@@ -100,17 +99,15 @@ class ConformerLayer:
 
         def bias_u() -> FloatArray:
             bias = load_u() if load_bias is None else load_u() + load_bias().reshape(heads, d_k)
-            return np.asarray(bias[:, None] * scale)
+            return np.asarray(bias[None, :, None] * scale)
 
-        q_u = g.op("Add", q, g.weight("bias_u", (heads, 1, d_k), bias_u))
-        step = g.weight("bias_v_minus_u", (heads, 1, d_k), lambda: (load_v() - load_u())[:, None] * scale)
+        q_u = g.op("Add", q, g.weight("bias_u", (1, heads, 1, d_k), bias_u))
+        step = g.weight("bias_v_minus_u", (1, heads, 1, d_k), lambda: (load_v() - load_u())[None, :, None] * scale)
         return q_u, g.op("Add", q_u, step)
 
     def _relative_shift(self, scores: ir.Value, context: LayerContext) -> ir.Value:
-        """[B,H,T,2T] by position to [B,H,T,T] by key."""
-        g = self._g
-        shifted = g.slice(g.op("Reshape", scores, context.folded), axis=2, start=1)
-        return g.slice(g.op("Reshape", shifted, context.unfolded), axis=3, end=context.frames)
+        """[B,H,T,2T+1] by position to [B,H,T,T] by key."""
+        return self._g.slice(self._g.op("Reshape", scores, context.folded), axis=2, start=1, step=2)
 
     def _qkv_weight(self) -> ir.Value:
         d, scale = self._d, self._score_scale()

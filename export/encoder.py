@@ -38,9 +38,10 @@ def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded
     with g.scope("pre_encode"):
         start = subsampling(g, weights, config, audio_signal=audio_signal, length=length)
     with g.scope("context"):
-        context = _layer_context(g, config, start.valid)
+        frames = g.extent(start.valid, 1)
+        context = _layer_context(g, config, valid=start.valid, frames=frames)
     with g.scope("positions"):
-        positions = projected_positions(g, weights, spec, frames=context.frames)
+        positions = projected_positions(g, weights, spec, frames=frames)
     x = start.x
     for index in range(spec.layers):
         with g.scope(f"layers.{index}"):
@@ -48,9 +49,8 @@ def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded
     return Encoded(x, start.lengths)
 
 
-def _layer_context(g: GraphBuilder, config: EncoderConfig, valid: ir.Value) -> LayerContext:
-    """``valid`` bool [B,T]."""
-    frames = g.extent(valid, 1)
+def _layer_context(g: GraphBuilder, config: EncoderConfig, *, valid: ir.Value, frames: ir.Value) -> LayerContext:
+    """``valid`` bool [B,T]; ``frames`` is T, int64 [1]."""
     allowed = g.op("Unsqueeze", valid, g.constant([1]))
     window = _attention_window(g, config, frames)
     if window is not None:
@@ -59,9 +59,7 @@ def _layer_context(g: GraphBuilder, config: EncoderConfig, valid: ir.Value) -> L
     return LayerContext(
         score_bias=g.op("Unsqueeze", score_bias, g.constant([1])),
         valid=g.op("Unsqueeze", valid, g.constant([2])),
-        frames=frames,
         folded=g.op("Concat", g.constant([0, 0, -1]), frames, axis=0),
-        unfolded=g.op("Concat", g.constant([0, 0]), frames, g.constant([-1]), axis=0),
     )
 
 

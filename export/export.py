@@ -79,7 +79,8 @@ def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> Com
     try:
         ir.save(model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1)
     except ir.serde.SerdeError as exc:
-        raise _unwrapped(exc) from exc
+        cause = _unwrapped(exc)
+        raise cause from cause.__cause__
     return ComponentSpec(
         graph=graph_file,
         data=data_file if (folder / data_file).exists() else None,

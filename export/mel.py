@@ -60,13 +60,19 @@ def _power_spectrum(g: GraphBuilder, weights: Weights, spec: MelSpec, x: ir.Valu
     """[B,1,N] -> squares of real and imaginary parts, [B, 2 bins, N // hop].
 
     Frame t is centred on sample t * hop: ``window / 2`` zeros before the first; NeMo pads by ``n_fft / 2`` and centres
-    the window in the transform, which is the same frame.
+    the window in the transform, which is the same frame. Where the hop is longer than half a window, zeros make the
+    filters reach as far as the hop: there are no negative pads.
     """
     bins, window = spec.n_fft // 2 + 1, spec.window_samples
     load = weights.expect("preprocessor.featurizer.window", (window,))
-    basis = g.weight("dft", (2 * bins, 1, window), lambda: dft_bases(load(), spec.n_fft)[:, None])
     left = window // 2
-    spectrum = g.op("Conv", x, basis, strides=[spec.hop_samples], pads=[left, window - left - spec.hop_samples])
+    span = max(window, left + spec.hop_samples)
+
+    def filters() -> FloatArray:
+        return np.pad(dft_bases(load(), spec.n_fft), ((0, 0), (0, span - window)))[:, None]
+
+    basis = g.weight("dft", (2 * bins, 1, span), filters)
+    spectrum = g.op("Conv", x, basis, strides=[spec.hop_samples], pads=[left, span - left - spec.hop_samples])
     return g.op("Mul", spectrum, spectrum)
 
 

@@ -1,9 +1,9 @@
 """Relative positions: one sinusoidal table, one projection for all layers.
 
-    table row r holds position max - r:   max, max-1, ..., 0, ..., -(max-1)        2 max rows
-    T frames use rows max-T .. max+T:     T, T-1, ..., -(T-1)                      2 T rows
+    table row r holds position max - r:   max, max-1, ..., 0, ..., -max        2 max + 1 rows
+    T frames use rows max-T .. max+T:     T, T-1, ..., -T                      2 T + 1 rows
 
-Position T is never used; it makes the relative shift a reshape (see ``conformer.py``).
+Positions T and -T are never used; they make the relative shift a reshape and a slice (see ``conformer.py``).
 Source: Transformer-XL (arXiv 1901.02860), NeMo ``RelPositionalEncoding``.
 """
 
@@ -22,14 +22,14 @@ _WAVELENGTH = 10000.0
 
 
 def position_table(max_frames: int, d_model: int) -> FloatArray:
-    """Sinusoids of positions ``max_frames`` down to ``-(max_frames - 1)``, float32 [2 max_frames, d_model].
+    """Sinusoids of positions ``max_frames`` down to ``-max_frames``, float32 [2 max_frames + 1, d_model].
 
     Angles are rounded to float32 as NeMo rounds them; sine and cosine are then exact to the last bit.
     """
-    positions = np.arange(max_frames, -max_frames, -1, dtype=np.float32)[:, None]
+    positions = np.arange(max_frames, -max_frames - 1, -1, dtype=np.float32)[:, None]
     exponent = np.arange(0, d_model, 2, dtype=np.float32) * np.float32(-(np.log(_WAVELENGTH) / d_model))
     angles = (positions * np.exp(exponent.astype(np.float64)).astype(np.float32)).astype(np.float64)
-    table = np.empty((2 * max_frames, d_model), np.float32)
+    table = np.empty((2 * max_frames + 1, d_model), np.float32)
     table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
     return table
 
@@ -37,13 +37,14 @@ def position_table(max_frames: int, d_model: int) -> FloatArray:
 def projected_positions(
     g: GraphBuilder, weights: Weights, spec: EncoderSpec, *, frames: ir.Value
 ) -> Sequence[ir.Value]:
-    """The projected positions of each layer, [H, d_k, 2T]; ``frames`` is T, int64 [1]."""
+    """The projected positions of each layer, [1, H, d_k, 2T+1]; ``frames`` is T, int64 [1]."""
     layers, heads, d = spec.layers, spec.heads, spec.d_model
     loads = [weights.expect(f"encoder.layers.{i}.self_attn.linear_pos.weight", (d, d)) for i in range(layers)]
-    table = g.weight("table", (2 * spec.max_encoder_frames, d), lambda: position_table(spec.max_encoder_frames, d))
-    middle = g.constant([spec.max_encoder_frames])
-    rows = g.op("Slice", table, g.op("Sub", middle, frames), g.op("Add", middle, frames), g.constant([0]))
+    longest = spec.max_encoder_frames
+    table = g.weight("table", (2 * longest + 1, d), lambda: position_table(longest, d))
+    first, end = g.op("Sub", g.constant([longest]), frames), g.op("Add", g.constant([longest + 1]), frames)
+    rows = g.slice(table, axis=0, start=first, end=end)
     matrix = g.weight("projection.weight", (d, layers * d), lambda: np.concatenate([load() for load in loads]).T)
-    by_head = g.op("Reshape", g.op("MatMul", rows, matrix), g.constant([0, layers * heads, d // heads]))
-    columns = g.op("Transpose", by_head, perm=[1, 2, 0])
-    return [columns] if layers == 1 else g.multi("Split", columns, outputs=layers, axis=0, num_outputs=layers)
+    by_head = g.op("Reshape", g.op("MatMul", rows, matrix), g.constant([1, -1, layers * heads, d // heads]))
+    columns = g.op("Transpose", by_head, perm=[0, 2, 3, 1])
+    return [columns] if layers == 1 else g.multi("Split", columns, outputs=layers, axis=1, num_outputs=layers)

@@ -218,17 +218,21 @@ class _StorageType(NamedTuple):
     dtype: np.dtype[Any]
 
 
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype[Any]
+
+
 def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_unused: object) -> _StoredTensor:
     """Stands for ``torch._utils._rebuild_tensor_v2``: keeps the place, reads nothing."""
-    if not (isinstance(storage, tuple) and isinstance(size, tuple) and isinstance(stride, tuple)):
+    if not (isinstance(storage, _Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise pickle.UnpicklingError("malformed tensor")
     numbers = (offset, *size, *stride)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError("malformed tensor shape")
     if prod(size) > 1 << 40:
         raise pickle.UnpicklingError("tensor of an impossible size")
-    key, dtype = storage
-    return _StoredTensor(key, dtype, int(str(offset)), size, stride)
+    return _StoredTensor(storage.key, storage.dtype, int(str(offset)), size, stride)
 
 
 def _rebuild_parameter(data: object, *_unused: object) -> object:
@@ -254,8 +258,8 @@ class _StateUnpickler(pickle.Unpickler):
             )
         return self._ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> tuple[str, np.dtype[Any]]:
+    def persistent_load(self, pid: Any) -> _Storage:
         match pid:
             case ("storage", _StorageType(dtype=dtype), str(key), *_) if key.isprintable():
-                return key, dtype
+                return _Storage(key, dtype)
         raise pickle.UnpicklingError("malformed storage reference")

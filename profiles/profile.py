@@ -117,6 +117,6 @@ def _read_profile(path: Path) -> Profile:
         raise ProfileError(
             "the profile is not valid",
             where=f"{path}: {key}",
-            found=f"{problem['msg']} (got {problem['input']!r:.80})",
+            found=f"{problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})",
             fix=f"correct it; a preset to compare with is in {PRESETS}",
         ) from exc

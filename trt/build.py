@@ -71,8 +71,7 @@ def build_engine(request: BuildRequest, *, on_progress: OnProgress | None = None
         MachineError: the library is missing, the build needs a GPU and there is none, or memory ran out.
     """
     started = time.perf_counter()
-    api = load_api(request.runtime)
-    _refuse_without_gpu(api, request.compute_capabilities)
+    api = check_target(request.runtime, request.compute_capabilities)
     check_graph(request.graph, request.component)
     shapes = tuple(shape_ranges(request.component, ranges) for ranges in request.ranges)
     report = on_progress or _ignore
@@ -110,9 +109,17 @@ def _ignore(phase: str, fraction: float) -> None:
     """The listener of those who did not bring one."""
 
 
-def _refuse_without_gpu(api: TensorRTApi, compute_capabilities: tuple[str, ...]) -> None:
+def check_target(runtime: RuntimeName, compute_capabilities: tuple[str, ...]) -> TensorRTApi:
+    """The library, if it can build for these GPUs on this machine. Cheap: ask before making what is built.
+
+    Raises:
+        UsageError: a compute capability that the library cannot build for.
+        MachineError: the library is missing, or the build needs a GPU and there is none.
+    """
+    api = load_api(runtime)
+    api.check_compute_capabilities(compute_capabilities)
     if api.builds_without_gpu and CURRENT_GPU not in compute_capabilities:
-        return
+        return api
     report = can_run()
     if not report:
         raise MachineError(
@@ -120,6 +127,7 @@ def _refuse_without_gpu(api: TensorRTApi, compute_capabilities: tuple[str, ...])
             found=report.reason,
             fix="build on the GPU host, or build with TensorRT-RTX for named compute capabilities",
         )
+    return api
 
 
 def _parse(parser: Any, graph: Path) -> None:

@@ -5,9 +5,11 @@ fraction(phase) = (steps completed + fraction of the phase inside the current st
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 
@@ -52,23 +54,30 @@ class PhaseTree:
 class BuildProgress:
     """Context manager around one build: reports to ``on_fraction``, and lets it cancel by raising.
 
-    TensorRT swallows exceptions of its callbacks. Here the first one stops the build and is raised on exit,
-    ``KeyboardInterrupt`` included.
+    TensorRT swallows exceptions of its callbacks, that of Ctrl-C too, which strikes in whichever of them runs next.
+    Here the first one stops the build and is raised on exit. Ctrl-C is therefore handled here while a build runs.
     """
 
     def __init__(self, module: Any, on_fraction: Callable[[float], None]) -> None:
         self._on_fraction = on_fraction
         self._phases = PhaseTree()
         self._raised: BaseException | None = None
+        self._on_interrupt: signal._HANDLER = None
         self.monitor = _monitor_of(module, self._phases, self._report)
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # no other can have signal handlers
+            self._on_interrupt = signal.getsignal(signal.SIGINT)
+            if callable(self._on_interrupt):
+                signal.signal(signal.SIGINT, self._interrupted)
         self._report()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if callable(self._on_interrupt):
+            signal.signal(signal.SIGINT, self._on_interrupt)
         if error is not None:
             return
         if self._raised is None:
@@ -76,6 +85,14 @@ class BuildProgress:
             self._report()
         if self._raised is not None:
             raise self._raised
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Do what the program does on Ctrl-C, and keep what it raises."""
+        try:
+            if callable(self._on_interrupt):
+                self._on_interrupt(number, frame)
+        except BaseException as exc:  # noqa: BLE001  # raised again in __exit__, out of the library's reach
+            self._raised = exc
 
     def _report(self) -> bool:
         """Whether to go on."""

@@ -236,7 +236,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{META_NAME} does not follow schema version {SCHEMA_VERSION}",
             where=f"{meta_path}: {'.'.join(map(str, problem['loc'])) or 'document'}",
-            found=problem["msg"],
+            found=problem["msg"].removeprefix("Value error, "),
             fix="export the checkpoint again with this version of nemotrt",
         ) from exc
     _check_sizes(path, meta.files)

@@ -41,7 +41,7 @@ class BundleWriter:
         self._refuse_to_replace_other_things()
         try:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            remove_leftovers(self.destination)
             self.folder.mkdir()
         except OSError as exc:
             raise _cannot_write(self.destination.parent, exc) from exc
@@ -91,11 +91,13 @@ class BundleWriter:
             fix="give another output, or --overwrite" if is_bundle else "give another output",
         )
 
-    def _remove_leftovers(self) -> None:
-        for leftover in self.destination.parent.glob(f".{glob.escape(self.destination.name)}.*{_SUFFIX}"):
-            pid = leftover.name.removeprefix(f".{self.destination.name}.").split(".")[0]
-            if pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-                shutil.rmtree(leftover, ignore_errors=True)
+
+def remove_leftovers(destination: Path) -> None:
+    """Remove what killed writers of the bundle at ``destination`` left beside it. Those at work keep theirs."""
+    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*{_SUFFIX}"):
+        pid = leftover.name.removeprefix(f".{destination.name}.").split(".")[0]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sealed_record(path: Path) -> FileRecord:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nemotrt import __version__
-from nemotrt.errors import ComparisonFailed, NemotrtError
+from nemotrt.errors import ComparisonFailed, MachineError, NemotrtError, UsageError
 
 if TYPE_CHECKING:
     from nemotrt.engines.hypothesis import Decoder
     from nemotrt.tensorrt_api import RuntimeName
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="nemotrt",
@@ -67,7 +72,14 @@ ProfileOption = Annotated[
     str,
     typer.Option("--profile", metavar="NAME|FILE", help="Preset (demo, single-stream, server-offline) or YAML file."),
 ]
-RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="auto: TensorRT on a GPU host, else TensorRT-RTX.")]
+RuntimeOption = Annotated[
+    Runtime,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="tensorrt, tensorrt-rtx, or auto: TensorRT on a GPU host, else TensorRT-RTX.",
+    ),
+]
 ComputeCapabilities = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,7 +90,8 @@ ComputeCapabilities = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="ONNX Runtime threads.", show_default="all cores")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="ONNX Runtime threads.", show_default="all cores"),
 ]
 DecoderOption = Annotated[
     DecoderName | None, typer.Option("--decoder", help="How to decode.", show_default="tdt or rnnt, else ctc")
@@ -109,13 +122,15 @@ def run(
     profile: ProfileOption = "single-stream",
     runtime: RuntimeOption = Runtime.AUTO,
     compute_capability: ComputeCapabilities = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each system.")] = 10,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each system.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Everything in one command: export, cast, build, compare, measure, report.
 
-    Stages that are done are not done again. On a GPU host the engines are run and judged; elsewhere they are
-    "built, not verified". Exit code 1 means that something compared was different.
+    What an earlier run finished in the same folder is not done again.
+    On a GPU host the engines are run and judged. Elsewhere they are
+    "built, not verified".
+    Exit code 1 means that something compared was different.
     """
     from nemotrt import console, pipeline
 
@@ -131,10 +146,18 @@ def run(
     with console.stage_progress() as progress:
         summary = pipeline.run(request, on_progress=progress)
     if as_json:
-        _print_json({"report": str(summary.report), "results": summary.results.model_dump(mode="json")})
+        _print_json(
+            {
+                "verdict": summary.verdict,
+                "reasons": summary.results.reasons,
+                "report": str(summary.report),
+                "stages": [asdict(stage) for stage in summary.stages],
+                "results": summary.results.model_dump(mode="json"),
+            }
+        )
     else:
         console.print_summary(summary)
-    if summary.results.verdict == "fail" and summary.results.comparisons:
+    if summary.verdict == "fail":
         raise typer.Exit(ComparisonFailed.exit_code)
 
 
@@ -160,13 +183,12 @@ def export(
 def check(bundle: BundleFolder, as_json: Json = False) -> None:
     """Prove that a bundle is complete, unaltered, and that its graphs are what the contract says."""
     from nemotrt import console
-    from nemotrt.bundle import load_bundle, verify_digests
+    from nemotrt.stages import proven_bundle
     from nemotrt.trt.graph_contract import check_graph
 
-    loaded = load_bundle(bundle)
     with console.progress("check") as progress:
         progress("digests", 0.0)
-        verify_digests(loaded)
+        loaded = proven_bundle(bundle)
         for name, spec in loaded.meta.components.items():
             progress(name, 0.5)
             check_graph(loaded.graph_path(name), spec)
@@ -185,12 +207,12 @@ def cast(
 ) -> None:
     """Write precision into the graphs. Lengths, masks, norms and softmax stay as they are."""
     from nemotrt import console
-    from nemotrt.bundle import load_bundle
+    from nemotrt.stages import proven_bundle
     from nemotrt.trt.precision import cast_bundle_to_fp16
 
     with console.progress(f"cast to {to.value}") as progress:
         typed = cast_bundle_to_fp16(
-            load_bundle(bundle), output, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
+            proven_bundle(bundle), output, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
         )
     _print_bundle(typed, as_json)
 
@@ -202,24 +224,28 @@ def build(
     profile: ProfileOption = "single-stream",
     runtime: RuntimeOption = Runtime.AUTO,
     component: Annotated[
-        list[str] | None, typer.Option("--component", help="Component to build, repeatable.", show_default="all")
+        list[str] | None,
+        typer.Option("--component", metavar="NAME", help="Component to build, repeatable.", show_default="all"),
     ] = None,
     compute_capability: ComputeCapabilities = None,
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT engine of each component and put it into the engine store."""
     from nemotrt import console
-    from nemotrt.bundle import load_bundle
     from nemotrt.engines.store import EngineStore
     from nemotrt.profiles import load_profile
-    from nemotrt.stages import EngineOrder, ensure_engines, runtime_or_best
+    from nemotrt.stages import EngineOrder, ensure_engines, proven_bundle, runtime_or_best
 
-    loaded = load_bundle(bundle)
+    loaded = proven_bundle(bundle)
     order = EngineOrder((load_profile(profile),), runtime_or_best(_runtime(runtime)), tuple(compute_capability or ()))
     with console.progress("build") as progress:
         made = ensure_engines(loaded, order, EngineStore(engines), components=component or (), on_progress=progress)
     if as_json:
-        _print_json([{"reused": one.reused, **one.engine.manifest.model_dump(mode="json")} for one in made])
+        rows = [
+            {"plan": str(one.engine.plan_path), "reused": one.reused, **one.engine.manifest.model_dump(mode="json")}
+            for one in made
+        ]
+        _print_json({"engines": rows})
     else:
         console.print_engines(made)
 
@@ -230,7 +256,7 @@ def transcribe(
         Path, typer.Argument(metavar="MODEL", help="A bundle, or the folder of nemotrt run.", show_default=False)
     ],
     audio: Annotated[
-        list[Path], typer.Argument(metavar="CLIP...", help="Audio files or manifests.", show_default=False)
+        list[Path], typer.Argument(metavar="CLIP", help="Audio files, folders or manifests.", show_default=False)
     ],
     decoder: DecoderOption = None,
     threads: Threads = None,
@@ -256,8 +282,11 @@ def transcribe(
 
 @app.command()
 def compare(
-    reference: Annotated[Path, typer.Argument(metavar="A", help="The reference: a bundle.", show_default=False)],
-    candidate: Annotated[Path, typer.Argument(metavar="B", help="The candidate: a bundle.", show_default=False)],
+    reference: Annotated[
+        Path,
+        typer.Argument(metavar="A", help="The reference: a bundle, or a folder of nemotrt run.", show_default=False),
+    ],
+    candidate: Annotated[Path, typer.Argument(metavar="B", help="The candidate: the same.", show_default=False)],
     audio: AudioOption,
     decoder: DecoderOption = None,
     threads: Threads = None,
@@ -287,13 +316,17 @@ def compare(
 @app.command()
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Bundles; the first is the baseline.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="MODEL", help="Bundles or folders of nemotrt run; the first is the baseline.", show_default=False
+        ),
     ],
     audio: AudioOption,
     batch_size: Annotated[
-        list[int] | None, typer.Option("--batch-size", min=1, help="Repeatable.", show_default="1")
+        list[int] | None,
+        typer.Option("--batch-size", metavar="N", min=1, help="Clips in a batch, repeatable.", show_default="1"),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs of each model.")] = 20,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each model.")] = 20,
     decoder: DecoderOption = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -316,39 +349,50 @@ def bench(
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="Made by nemotrt run.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPORT.html", help="The page to write.")],
+    as_json: Json = False,
 ) -> None:
     """Write the HTML report of a results file."""
     from nemotrt.bench.report import write_report
     from nemotrt.bench.results import read_results
 
-    typer.echo(write_report(read_results(results), output))
+    page = write_report(read_results(results), output)
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        typer.echo(page)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, and what to install for the rest."""
-    from dataclasses import asdict
-
     from nemotrt import console
     from nemotrt.doctor import diagnose
 
     findings = diagnose(Path.cwd())
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        _print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         console.print_findings(findings)
 
 
 def main() -> None:
-    """Run the command line; deliberate errors become one message and an exit code."""
+    """Run the command line; what the user or the machine did wrong becomes one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without an en dash shows something else
     try:
-        app()
+        code = app(prog_name="nemotrt", standalone_mode=False) or 0
     except NemotrtError as exc:
-        _print_error(exc)
-        raise SystemExit(exc.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished stays and is reused", err=True)
-        raise SystemExit(130) from None
+        code = _print_error(exc)
+    except typer.TyperException as exc:
+        code = _print_error(_wrong_command_line(exc))
+    except OSError as exc:
+        code = _print_error(_refused_by_the_system(exc))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        typer.echo("interrupted; what was finished stays, and nemotrt run goes on from there", err=True)
+    raise SystemExit(code)
 
 
 def _runtime(choice: Runtime) -> RuntimeName | None:
@@ -381,10 +425,29 @@ def _print_bundle(bundle: Any, as_json: bool) -> None:
 
 
 def _print_json(document: object) -> None:
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=not is_utf8))
 
 
-def _print_error(error: NemotrtError) -> None:
+def _print_error(error: NemotrtError) -> int:
+    """Say what is wrong, and return the exit code."""
     if "--json" in sys.argv:
         _print_json(error.as_dict())
     typer.echo(f"error: {error}", err=True)
+    return error.exit_code
+
+
+def _wrong_command_line(exc: typer.TyperException) -> UsageError:
+    context = getattr(exc, "ctx", None)
+    command = context.command_path if context else "nemotrt"
+    what = exc.format_message().replace(": Value error, ", ": ")  # a name of the validator's, not of the user's
+    return UsageError(what, where=command, fix=f"see: {command} --help")
+
+
+def _refused_by_the_system(exc: OSError) -> MachineError:
+    return MachineError(
+        "the system refuses to read or write a file",
+        where=exc.filename,
+        found=exc.strerror or str(exc),
+        fix="check the path, its permissions, and the space on the disk",
+    )

@@ -21,8 +21,9 @@ from nemotrt.stages import MadeEngine
 from nemotrt.verbs import ClipText
 
 _PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cut there
-_out = Console(highlight=False, width=None if Console().is_terminal else _PIPE_WIDTH)
-_err = Console(stderr=True, highlight=False)
+# What is printed comes from files: "[noise]" is a word of a transcript, not an instruction to the console.
+_out = Console(width=None if Console().is_terminal else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+_err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 _STYLES = {"pass": "green", "verified": "green", "yes": "green", "fail": "red", "failed": "red", "no": "yellow"}
 
@@ -62,11 +63,13 @@ def print_summary(summary: RunSummary) -> None:
     if results.latency is not None:
         print_latency(results.latency)
     for skipped in results.skipped:
-        _out.print(Text.assemble(("skipped  ", "yellow"), f"{skipped.what}: {skipped.reason}"))
+        _line(Text.assemble(("skipped  ", "yellow"), f"{skipped.what}: {skipped.reason}"))
     done = ", ".join(f"{stage.stage}: {stage.made}{' (reused)' if stage.reused else ''}" for stage in summary.stages)
-    _out.print(f"\n{done}")
-    _out.print(Text.assemble("verdict  ", (results.verdict, _STYLES[results.verdict])))
-    _out.print(f"report   {summary.report}")
+    _line(f"\n{done}")
+    _line(Text.assemble("verdict  ", (summary.verdict, _STYLES.get(summary.verdict, "yellow")), _unproven(results)))
+    for reason in results.reasons:
+        _line(f"         {reason}")
+    _line(f"report   {summary.report}")
 
 
 def print_bundle(bundle: Bundle) -> None:
@@ -110,7 +113,7 @@ def print_transcripts(transcriber: Transcriber, spoken: Sequence[ClipText]) -> N
     """One line a clip; what ran it goes to stderr."""
     _err.print(f"{transcriber.decoder} on {transcriber.label}", style="dim")
     for one in spoken:
-        _out.print(f"{one.clip.path}\t{one.text}", markup=False)
+        _out.file.write(f"{one.clip.path}\t{one.text}\n")  # the console would make blanks of the tab
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -118,7 +121,7 @@ def print_comparison(comparison: Comparison) -> None:
     _print_verdict(comparison)
     for row in comparison.differing:
         changes = "; ".join(f"{c.kind} {c.reference!r} -> {c.candidate!r}" for c in row.changes) or "same words"
-        _out.print(f"  {row.clip}: {row.tokens.errors} of {row.tokens.length} tokens differ; {changes}", markup=False)
+        _line(f"  {row.clip}: {row.tokens.errors} of {row.tokens.length} tokens differ; {changes}")
 
 
 def print_latency(latency: Latency) -> None:
@@ -152,6 +155,12 @@ def print_findings(findings: Iterable[Finding]) -> None:
             table.add_row("", Text(f"-> {finding.advice}", "dim"))
     table.show_header = False
     _out.print(table)
+
+
+def _unproven(results: Results) -> str:
+    """What the verdict does not cover."""
+    count = sum(engine.state == "built, not verified" for engine in results.engines)
+    return f"; {quantities.counted(count, 'engine')} built, not verified" if count else ""
 
 
 def _print_transcripts(results: Results) -> None:
@@ -203,11 +212,16 @@ def _print_engines(engines: Sequence[EngineBuild]) -> None:
 
 def _print_verdict(comparison: Comparison) -> None:
     verdict = Text(comparison.verdict.upper(), _STYLES[comparison.verdict])
-    _out.print(Text.assemble(verdict, f"  {comparison.decoder}: {comparison.candidate} against {comparison.reference}"))
+    _line(Text.assemble(verdict, f"  {comparison.decoder}: {comparison.candidate} against {comparison.reference}"))
     for check in comparison.checks:
         if check.state != "not checked":
             mark = Text(f"      {check.state:<5}", _STYLES[check.state])
-            _out.print(Text.assemble(mark, f"{check.name}: {check.finding}"))
+            _line(Text.assemble(mark, f"{check.name}: {check.finding}"))
+
+
+def _line(text: str | Text) -> None:
+    """One line, however long: whoever reads a pipe line by line gets all of it."""
+    _out.print(text, soft_wrap=True)
 
 
 def _engine_table() -> Table:

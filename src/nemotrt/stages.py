@@ -15,13 +15,14 @@ from pathlib import Path
 
 from nemotrt import __version__
 from nemotrt.bundle import Bundle, BundleMeta, ComponentName, load_bundle, sha256_of_file, verify_digests
+from nemotrt.bundle_writer import remove_leftovers
 from nemotrt.engines.manifest import EngineBuild, EngineIdentity, identity_from_bundle
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.errors import BundleError, EngineError, MachineError, UsageError
 from nemotrt.export import export_checkpoint
 from nemotrt.profiles import AxisRange, Profile, axis_ranges
 from nemotrt.tensorrt_api import RuntimeName, best_runtime, can_run, load_api
-from nemotrt.trt.build import BuildRequest, build_engine
+from nemotrt.trt.build import BuildRequest, build_engine, check_target
 from nemotrt.trt.precision import cast_bundle_to_fp16
 
 Progress = Callable[[str, float], None]
@@ -74,6 +75,17 @@ def runtime_or_best(runtime: RuntimeName | None) -> RuntimeName:
     return chosen
 
 
+def proven_bundle(path: Path) -> Bundle:
+    """The bundle at ``path``, with every byte the one that was exported.
+
+    Raises:
+        BundleError: it is not a bundle, or a file is missing, foreign or altered.
+    """
+    bundle = load_bundle(path)
+    verify_digests(bundle)
+    return bundle
+
+
 def ensure_bundle(checkpoint: Path, destination: Path, *, on_progress: Progress) -> MadeBundle:
     """The FP32 bundle of ``checkpoint`` at ``destination``. Raises as ``export_checkpoint``."""
     on_progress("reading the checkpoint", 0.0)
@@ -92,7 +104,7 @@ def ensure_fp16(source: Bundle, destination: Path, *, on_progress: Progress) -> 
     """The FP16 twin of ``source`` at ``destination``. Raises as ``cast_bundle_to_fp16``."""
     on_progress("typing the graphs", 0.0)
     existing = _sound_bundle(destination)
-    if existing is not None and _is_cast_of(source.meta, existing.meta):
+    if existing is not None and is_cast_of(source.meta, existing.meta):
         return MadeBundle(existing, reused=True)
     bundle = cast_bundle_to_fp16(
         source, destination, overwrite=True, on_component=lambda name, _: on_progress(f"wrote {name}", 0.5)
@@ -108,14 +120,17 @@ def ensure_engines(
     components: Sequence[str] = (),
     on_progress: Progress,
 ) -> tuple[MadeEngine, ...]:
-    """Engines of ``components`` (all that run on a GPU, if none are named) in ``store``.
+    """Engines of ``components`` (all that run on a GPU, if none are named) of a proven ``bundle`` in ``store``.
 
     Raises:
-        BundleError, UsageError: a component that does not exist or is never built.
+        BundleError, UsageError: a component that does not exist or is never built; GPUs that the library does not
+            build for; a store that is a file.
         ProfileError: a profile that the model cannot have.
         GraphError, MachineError: as ``build_engine``.
     """
     names = _buildable(bundle, components)
+    check_target(order.runtime, order.compute_capabilities)
+    _refuse_file(store.root)
     return tuple(
         _ensure_engine(bundle, name, order, store, on_progress=_part(on_progress, name, index, len(names)))
         for index, name in enumerate(names)
@@ -195,16 +210,23 @@ def _buildable(bundle: Bundle, wanted: Iterable[str]) -> tuple[ComponentName, ..
     return tuple(name for name in bundle.meta.components if name in names)
 
 
+def _refuse_file(store: Path) -> None:
+    """An engine takes minutes to build: learn before that there is nowhere to put it."""
+    if store.exists() and not store.is_dir():
+        raise UsageError("the engine store is a folder", where=store, found="a file", fix="give another --engines")
+
+
 def _sound_bundle(path: Path) -> Bundle | None:
+    """The bundle that is there already. Its writer may have been killed after it was published, before it tidied up."""
+    remove_leftovers(path)
     try:
-        bundle = load_bundle(path)
-        verify_digests(bundle)
+        return proven_bundle(path)
     except BundleError:
         return None
-    return bundle
 
 
-def _is_cast_of(source: BundleMeta, cast: BundleMeta) -> bool:
+def is_cast_of(source: BundleMeta, cast: BundleMeta) -> bool:
+    """Whether ``cast`` is the FP16 twin of exactly this ``source``."""
     return cast.precision == "fp16" and cast.cast_from == source.fingerprint()
 
 

@@ -126,9 +126,24 @@ class TensorRTApi:
         Raises:
             UsageError: a capability that this library cannot build for.
         """
-        if not wanted:
-            return
         targets = tuple(dict.fromkeys(wanted))
+        self.check_compute_capabilities(targets)
+        if not targets or not self.builds_without_gpu:
+            return
+        members = self._capability_members() | {CURRENT_GPU: self.module.ComputeCapability.CURRENT}
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(members[target], index)
+
+    def check_compute_capabilities(self, wanted: Sequence[str]) -> None:
+        """Refuse what :meth:`set_compute_capabilities` would, before anything was loaded or built.
+
+        Raises:
+            UsageError: a capability that this library cannot build for.
+        """
+        targets = tuple(dict.fromkeys(wanted))
+        if not targets:
+            return
         if not self.builds_without_gpu:
             if targets != (CURRENT_GPU,):
                 raise UsageError(
@@ -137,16 +152,13 @@ class TensorRTApi:
                     fix="leave the compute capability out, or build with TensorRT-RTX",
                 )
             return
-        members = self._capability_members() | {CURRENT_GPU: self.module.ComputeCapability.CURRENT}
-        unknown = [target for target in targets if target not in members]
+        known = (*self.compute_capabilities, CURRENT_GPU)
+        unknown = [target for target in targets if target not in known]
         if unknown:
             raise UsageError(
                 f"{self.title} {self.version} cannot build for compute capability {', '.join(unknown)}",
-                fix=f"choose from: {', '.join(members)}",
+                fix=f"choose from: {', '.join(known)}",
             )
-        config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            config.set_compute_capability(members[target], index)
 
     def _capability_members(self) -> dict[str, Any]:
         members = self.module.ComputeCapability.__members__

@@ -6,7 +6,7 @@ MODEL is a folder of ``nemotrt run``  its verified engines where a GPU can run t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,16 @@ from nemotrt.bench.roofline import hardware_peak
 from nemotrt.bench.system import Progress, System
 from nemotrt.bench.tolerances import tolerance_for
 from nemotrt.bench.utterance import Utterance, read_utterances
-from nemotrt.bundle import META_NAME, Bundle, load_bundle
-from nemotrt.engines.audio import Clip, read_clips, read_waveform
+from nemotrt.bundle import META_NAME, Bundle
+from nemotrt.engines.audio import Clip, Waveform, read_clips, read_waveform
 from nemotrt.engines.hypothesis import Decoder
 from nemotrt.engines.runner import Runner
-from nemotrt.engines.store import EngineStore
+from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.engines.tensorrt_runner import TensorRTRunner
 from nemotrt.engines.transcriber import Transcriber, components_of, decoders_of
-from nemotrt.errors import BundleError, UsageError
+from nemotrt.errors import AudioError, UsageError
 from nemotrt.pipeline import BUNDLE, BUNDLE_FP16, ENGINES
+from nemotrt.stages import is_cast_of, proven_bundle
 from nemotrt.tensorrt_api import can_run
 
 
@@ -50,12 +51,9 @@ def open_transcriber(model: Path, *, decoder: Decoder | None, threads: int | Non
     """
     with ExitStack() as stack:
         if (model / META_NAME).exists() or not (model / BUNDLE).is_dir():
-            bundle, runners = _known_bundle(model), {}
+            bundle, runners = proven_bundle(model), dict[str, Runner]()
         else:
-            bundle = load_bundle(model / BUNDLE)
-            runners = _verified_engines(model, decoder or decoders_of(bundle.meta)[0], stack)
-            if runners:
-                bundle = load_bundle(model / BUNDLE_FP16)
+            bundle, runners = _from_run_folder(model, decoder, stack)
         yield stack.enter_context(Transcriber(bundle, decoder=decoder, runners=runners, threads=threads))
 
 
@@ -68,6 +66,7 @@ def transcribe_clips(transcriber: Transcriber, clips: Sequence[Clip]) -> Iterato
     rate = transcriber.bundle.meta.mel.sample_rate
     for clip in clips:
         waveform = read_waveform(clip.path, sample_rate=rate)
+        _refuse_length(clip, waveform, transcriber)
         heard = transcriber.transcribe([waveform])[0]
         yield ClipText(clip, waveform.seconds, heard.text, heard.hypothesis.token_ids)
 
@@ -115,6 +114,9 @@ def bench_models(
         UsageError: a model without this decoder, or one model twice.
         BundleError, AudioError: something cannot be read.
     """
+    twice = sorted({str(model) for model in models if models.count(model) > 1})
+    if twice:
+        raise UsageError("one model was given twice", found=", ".join(twice), fix="give each model once")
     with _opened(models, decoder, plan.threads) as systems:
         gpu = next((gpu.name for gpu in can_run().gpus), None)
         peaks = {
@@ -146,30 +148,57 @@ def _named_apart(systems: Sequence[System], models: Sequence[Path]) -> tuple[Sys
 
 
 def _utterances(audio: Path, systems: Sequence[System]) -> tuple[Utterance, ...]:
-    return read_utterances(read_clips(audio), sample_rate=systems[0].transcriber.bundle.meta.mel.sample_rate)
+    """The clips of ``audio``, none of which is too long or too short for a system."""
+    rate = systems[0].transcriber.bundle.meta.mel.sample_rate
+    utterances = read_utterances(read_clips(audio), sample_rate=rate)
+    for utterance in utterances:
+        for system in systems:
+            _refuse_length(utterance.clip, utterance.waveform, system.transcriber)
+    return utterances
 
 
-def _known_bundle(model: Path) -> Bundle:
-    try:
-        return load_bundle(model)
-    except BundleError as exc:
-        if model.is_file():
-            raise BundleError(
-                "this is a file, not a bundle",
-                where=model,
-                fix="export a .nemo first (nemotrt export), and give the folder",
-            ) from exc
-        raise
+def _refuse_length(clip: Clip, waveform: Waveform, transcriber: Transcriber) -> None:
+    """The transcriber refuses it too, but cannot name the file."""
+    geometry = transcriber.bundle.meta.geometry
+    if not 1 <= len(waveform.samples) // geometry.hop_samples <= geometry.max_feature_frames:
+        shortest, longest = map(geometry.seconds_from_feature_frames, (1, geometry.max_feature_frames))
+        raise AudioError(
+            "the clip is too short or too long for the model",
+            where=clip.path,
+            found=f"{waveform.seconds:.4f} s, the model takes {shortest:g} to {longest:g} s",
+            fix="leave it out, or cut it into pieces at pauses",
+        )
 
 
-def _verified_engines(folder: Path, decoder: Decoder, stack: ExitStack) -> dict[str, Runner]:
-    """Runners of the engines that passed on a GPU like this one; none where there is no GPU."""
-    gpus = {gpu.name for gpu in can_run().gpus}
+def _from_run_folder(folder: Path, decoder: Decoder | None, stack: ExitStack) -> tuple[Bundle, dict[str, Runner]]:
+    """The FP16 bundle with runners of its verified engines; where none can run here, the FP32 bundle and no runners."""
+    reference = proven_bundle(folder / BUNDLE)
+    gpus = frozenset(gpu.name for gpu in can_run().gpus)
+    if not gpus:
+        return reference, {}
+    typed = proven_bundle(folder / BUNDLE_FP16)
+    engines = _verified_engines(folder, typed, gpus) if is_cast_of(reference.meta, typed.meta) else {}
     runners: dict[str, Runner] = {}
-    for engine in EngineStore(folder / ENGINES).entries():
-        verification, name = engine.manifest.verification, engine.manifest.component
-        if verification.state == "verified" and verification.gpu in gpus and name in components_of(decoder):
-            runner = TensorRTRunner.open(engine)
+    for name in components_of(decoder or decoders_of(reference.meta)[0]):
+        if name in engines:
+            runner = TensorRTRunner.open(engines[name])
             stack.callback(runner.close)
             runners[name] = runner
-    return runners
+    return (typed, runners) if runners else (reference, {})
+
+
+def _verified_engines(folder: Path, bundle: Bundle, gpus: Container[str]) -> dict[str, StoredEngine]:
+    """By component the newest engine of ``bundle`` that passed on one of ``gpus``."""
+    newest: dict[str, StoredEngine] = {}
+    for engine in sorted(EngineStore(folder / ENGINES).entries(), key=lambda engine: engine.manifest.created):
+        verification = engine.manifest.verification
+        if verification.state == "verified" and verification.gpu in gpus and _was_built_from(engine, bundle):
+            newest[engine.manifest.component] = engine
+    return newest
+
+
+def _was_built_from(engine: StoredEngine, bundle: Bundle) -> bool:
+    """The store keeps engines of other checkpoints too, if the folder was used for them before."""
+    spec = bundle.meta.components.get(engine.manifest.component)
+    files = {} if spec is None else {name: bundle.meta.files[name].sha256 for name in spec.files}
+    return engine.manifest.graph_files == files
