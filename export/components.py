@@ -13,6 +13,7 @@ from nemotrt.export.encoder import encoder
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.heads import ctc_head, joint, predictor
 from nemotrt.export.mel import mel_front_end
+from nemotrt.export.streaming import streaming_encoder
 from nemotrt.export.weights import Weights
 
 
@@ -30,6 +31,9 @@ def component_graphs(weights: Weights, config: ModelConfig) -> dict[ComponentNam
         predictor(graphs["predictor"], weights, config.transducer.spec, vocabulary_size=vocabulary_size)
         graphs["joint"] = GraphBuilder("joint")
         joint(graphs["joint"], weights, config.transducer, d_model=d_model, vocabulary_size=vocabulary_size)
+    if config.streaming is not None:
+        graphs["encoder_streaming"] = GraphBuilder("encoder_streaming")
+        streaming_encoder(graphs["encoder_streaming"], weights, config.encoder, config.streaming)
     if config.ctc_prefix is not None:
         graphs["ctc"] = _ctc(weights, config, prefix=config.ctc_prefix)
     return graphs

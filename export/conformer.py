@@ -13,8 +13,9 @@ What is folded into weights when they are read, so that it costs nothing at run 
     batch norm                      into the depthwise convolution
     position projections            one matrix for all layers (see ``positions.py``)
 
-Relative shift without Pad: position row i holds 2T columns, of positions T, T-1, ..., -(T-1). Read as one row, the
-score of (i, j) stands at  i (2T-1) + T + j : drop the first T numbers, cut into rows of 2T-1, keep T columns.
+Relative shift without Pad: T queries, the last T of S keys. Position row i holds S+T columns, of positions S, S-1, ...,
+-(T-1). Read as one row, the score of (i, j) stands at  i (S+T-1) + T + j : drop the first T numbers, cut into rows of
+S+T-1, keep S columns. Without a cache S = T.
 Source: Transformer-XL (arXiv 1901.02860) B, Conformer (arXiv 2005.08100), NeMo ``RelPositionMultiHeadAttention``.
 """
 
@@ -37,15 +38,28 @@ _BATCH_NORM_EPSILON = 1e-5
 class LayerContext:
     """What all layers share, computed once.
 
-    ``score_bias`` float [B,1,1|T,T]: 0 where attention is allowed, a large negative finite number elsewhere;
-    ``valid`` bool [B,T,1]; ``frames`` int64 [1]; ``folded``/``unfolded`` the two shapes of the relative shift.
+    ``score_bias`` float [B,1,1|T,S]: 0 where attention is allowed, a large negative finite number elsewhere;
+    ``valid`` bool [B,T,1]; ``keys`` is S, int64 [1]: the frames that can be attended to, T and those cached;
+    ``folded``/``unfolded`` the two shapes of the relative shift.
     """
 
     score_bias: ir.Value
     valid: ir.Value
-    frames: ir.Value
+    keys: ir.Value
     folded: ir.Value
     unfolded: ir.Value
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """What a streaming layer keeps of the frames before its chunk.
+
+    ``attention`` is either the attention's inputs, one value [B,C,D], or its keys and values, two of [B,H,C,d_k];
+    ``convolution`` [B,D,K-1] the depthwise convolution's last inputs.
+    """
+
+    attention: tuple[ir.Value, ...]
+    convolution: ir.Value
 
 
 class ConformerLayer:
@@ -58,12 +72,26 @@ class ConformerLayer:
 
     def __call__(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
         """``x`` [B,T,D], ``positions`` [H,d_k,2T] -> [B,T,D]."""
+        return self._layer(x, positions, context, None)[0]
+
+    def stream(
+        self, x: ir.Value, positions: ir.Value, context: LayerContext, cache: LayerCache
+    ) -> tuple[ir.Value, LayerCache]:
+        """``x`` [B,T,D] after C cached frames, ``positions`` [H,d_k,C+2T] -> [B,T,D] and the next cache."""
+        x, attention, convolution = self._layer(x, positions, context, cache)
+        return x, LayerCache(attention, convolution)
+
+    def _layer(
+        self, x: ir.Value, positions: ir.Value, context: LayerContext, cache: LayerCache | None
+    ) -> tuple[ir.Value, tuple[ir.Value, ...], ir.Value]:
         g = self._g
         x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward1"), "feed_forward1"))
-        x = g.op("Add", x, self._attention(self._norm(x, "norm_self_att"), positions, context))
-        x = g.op("Add", x, self._convolution(self._norm(x, "norm_conv"), context))
+        attended, seen = self._attention(self._norm(x, "norm_self_att"), positions, context, cache)
+        x = g.op("Add", x, attended)
+        convolved, convolution_inputs = self._convolution(self._norm(x, "norm_conv"), context, cache)
+        x = g.op("Add", x, convolved)
         x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward2"), "feed_forward2"))
-        return self._norm(x, "norm_out")
+        return self._norm(x, "norm_out"), seen, convolution_inputs
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
         with self._g.scope(name):
@@ -76,21 +104,48 @@ class ConformerLayer:
             hidden = g.swish(self._linear(x, f"{name}.linear1", "linear1", d, d_ff))
             return self._linear(hidden, f"{name}.linear2", "linear2", d_ff, d, scale=0.5)
 
-    def _attention(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
+    def _attention(
+        self, x: ir.Value, positions: ir.Value, context: LayerContext, cache: LayerCache | None
+    ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """[B,T,D] -> [B,T,D], and what of this chunk and the cache the next chunk may see."""
         g, heads = self._g, self._config.spec.heads
         d_k = self._d // heads
         with g.scope("self_attn"):
-            qkv = g.op("Reshape", g.op("MatMul", x, self._qkv_weight()), g.constant([0, 0, 3 * heads, d_k]))
-            q, k, v = g.multi("Split", g.op("Transpose", qkv, perm=[0, 2, 1, 3]), outputs=3, axis=1, num_outputs=3)
+            q, k, v, seen = self._queries_keys_values(x, () if cache is None else cache.attention)
             q_u, q_v = self._biased_queries(q, heads, d_k)
             content = g.op("MatMul", q_u, g.op("Transpose", k, perm=[0, 1, 3, 2]))
             position = self._relative_shift(g.op("MatMul", q_v, positions), context)
             scores = g.op("Add", g.op("Add", content, position), context.score_bias)
             mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
             joined = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.constant([0, 0, self._d]))
-            return g.linear(
-                joined, self._matrix("self_attn.linear_out", "linear_out", self._d, self._d), self._out_bias()
-            )
+            matrix = self._matrix("self_attn.linear_out", "linear_out", self._d, self._d)
+            return g.linear(joined, matrix, self._out_bias()), seen
+
+    def _queries_keys_values(
+        self, x: ir.Value, cached: tuple[ir.Value, ...]
+    ) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...]]:
+        """Queries [B,H,T,d_k], keys and values [B,H,C+T,d_k], and all that may be cached, oldest frame first.
+
+        Cached inputs are projected again with every chunk; cached keys and values are not.
+        """
+        g = self._g
+        if len(cached) == 1:
+            inputs = g.op("Concat", cached[0], x, axis=1)
+            (q,) = self._projected(x, "q")
+            k, v = self._projected(inputs, "kv")
+            return q, k, v, (inputs,)
+        q, k, v = self._projected(x, "qkv")
+        if cached:
+            k, v = (g.op("Concat", old, new, axis=2) for old, new in zip(cached, (k, v), strict=True))
+        return q, k, v, (k, v)
+
+    def _projected(self, x: ir.Value, parts: str) -> tuple[ir.Value, ...]:
+        """One product for all of ``parts`` ("qkv", "kv", "q"), each [B,H,T,d_k]."""
+        g, heads, count = self._g, self._config.spec.heads, len(parts)
+        product = g.op("MatMul", x, self._projection(parts))
+        split = g.op("Reshape", product, g.constant([0, 0, count * heads, self._d // heads]))
+        by_head = g.op("Transpose", split, perm=[0, 2, 1, 3])
+        return (by_head,) if count == 1 else tuple(g.multi("Split", by_head, outputs=count, axis=1, num_outputs=count))
 
     def _biased_queries(self, q: ir.Value, heads: int, d_k: int) -> tuple[ir.Value, ir.Value]:
         g, scale = self._g, self._score_scale()
@@ -110,12 +165,18 @@ class ConformerLayer:
         """[B,H,T,2T] by position to [B,H,T,T] by key."""
         g = self._g
         shifted = g.slice(g.op("Reshape", scores, context.folded), axis=2, start=1)
-        return g.slice(g.op("Reshape", shifted, context.unfolded), axis=3, end=context.frames)
+        return g.slice(g.op("Reshape", shifted, context.unfolded), axis=3, end=context.keys)
 
-    def _qkv_weight(self) -> ir.Value:
-        d, scale = self._d, self._score_scale()
-        q, k, v = (self._weights.expect(f"{self._source}.self_attn.linear_{part}.weight", (d, d)) for part in "qkv")
-        return self._g.weight("qkv.weight", (d, 3 * d), lambda: np.concatenate([q() * scale, k(), v()]).T)
+    def _projection(self, parts: str) -> ir.Value:
+        """[D, D * len(parts)]; the queries' part is scaled."""
+        d = self._d
+        loads = [self._weights.expect(f"{self._source}.self_attn.linear_{part}.weight", (d, d)) for part in parts]
+        scales = [self._score_scale() if part == "q" else np.float32(1) for part in parts]
+        return self._g.weight(
+            f"{parts}.weight",
+            (d, len(parts) * d),
+            lambda: np.concatenate([load() * scale for load, scale in zip(loads, scales, strict=True)]).T,
+        )
 
     def _out_bias(self) -> ir.Value | None:
         bias, value_bias = (
@@ -128,7 +189,8 @@ class ConformerLayer:
         weight = self._weights.expect(f"{self._source}.self_attn.linear_out.weight", (self._d, self._d))
         return self._g.weight("linear_out.bias", (self._d,), lambda: bias() + weight() @ value_bias())
 
-    def _convolution(self, x: ir.Value, context: LayerContext) -> ir.Value:
+    def _convolution(self, x: ir.Value, context: LayerContext, cache: LayerCache | None) -> tuple[ir.Value, ir.Value]:
+        """[B,T,D] -> [B,T,D], and the inputs of the depthwise convolution, [B,D,K-1+T] with a cache."""
         g, d = self._g, self._d
         with g.scope("conv"):
             value, gate = g.multi(
@@ -136,17 +198,20 @@ class ConformerLayer:
                 outputs=2, axis=-1, num_outputs=2,
             )  # fmt: skip
             x = g.op("Where", context.valid, g.op("Mul", value, g.op("Sigmoid", gate)), g.constant(0.0))
-            x = g.op("Transpose", self._depthwise(g.op("Transpose", x, perm=[0, 2, 1])), perm=[0, 2, 1])
+            inputs = g.op("Transpose", x, perm=[0, 2, 1])
+            if cache is not None:
+                inputs = g.op("Concat", cache.convolution, inputs, axis=2)
+            pads = self._config.conv_context if cache is None else (0, 0)
+            x = g.op("Transpose", self._depthwise(inputs, pads), perm=[0, 2, 1])
             if self._config.conv_norm == "layer_norm":
                 x = self._norm(x, "conv.batch_norm")
-            return self._linear(g.swish(x), "conv.pointwise_conv2", "pointwise_conv2", d, d, pointwise=True)
+            return self._linear(g.swish(x), "conv.pointwise_conv2", "pointwise_conv2", d, d, pointwise=True), inputs
 
-    def _depthwise(self, x: ir.Value) -> ir.Value:
+    def _depthwise(self, x: ir.Value, pads: tuple[int, int]) -> ir.Value:
         """[B,D,T] -> [B,D,T], batch norm folded in: ``(conv(x) - mean) * gamma / sqrt(variance + epsilon) + beta``."""
         g, d, kernel = self._g, self._d, self._config.spec.conv_kernel
         load = self._weights.expect(f"{self._source}.conv.depthwise_conv.weight", (d, 1, kernel))
         load_bias = self._bias_loader("conv.depthwise_conv", d)
-        left, right = self._config.conv_context
         weight, bias = load, load_bias
         if self._config.conv_norm == "batch_norm":
             norm = _BatchNorm(self._weights, f"{self._source}.conv.batch_norm", d)
@@ -155,7 +220,7 @@ class ConformerLayer:
         return g.op(
             "Conv", x, g.weight("depthwise_conv.weight", (d, 1, kernel), weight),
             None if bias is None else g.weight("depthwise_conv.bias", (d,), bias),
-            group=d, pads=[left, right],
+            group=d, pads=list(pads),
         )  # fmt: skip
 
     def _linear(

@@ -14,7 +14,7 @@ from nemotrt.export.config import EncoderConfig
 from nemotrt.export.conformer import ConformerLayer, LayerContext
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.positions import projected_positions
-from nemotrt.export.subsampling import subsampling
+from nemotrt.export.subsampling import count_valid, masks_from_length, subsampling
 from nemotrt.export.weights import Weights
 
 # Added to the scores of forbidden keys. Finite, and within half range, so that a row without any allowed key gives
@@ -36,16 +36,18 @@ def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded
     audio_signal = g.input("audio_signal", "float32", (BATCH, spec.features, FRAMES))
     length = g.input("length", "int64", (BATCH,))
     with g.scope("pre_encode"):
-        start = subsampling(g, weights, config, audio_signal=audio_signal, length=length)
+        frames = g.scalar(g.extent(audio_signal, 2))
+        masks = masks_from_length(g, spec, frames=frames, length=length)
+        x = subsampling(g, weights, config, audio_signal=audio_signal, masks=masks)
+        lengths = count_valid(g, masks[-1])
     with g.scope("context"):
-        context = _layer_context(g, config, start.valid)
+        context = _layer_context(g, config, masks[-1])
     with g.scope("positions"):
-        positions = projected_positions(g, weights, spec, frames=context.frames)
-    x = start.x
+        positions = projected_positions(g, weights, spec, frames=context.keys)
     for index in range(spec.layers):
         with g.scope(f"layers.{index}"):
             x = ConformerLayer(g, weights, config, index=index)(x, positions[index], context)
-    return Encoded(x, start.lengths)
+    return Encoded(x, lengths)
 
 
 def _layer_context(g: GraphBuilder, config: EncoderConfig, valid: ir.Value) -> LayerContext:
@@ -59,7 +61,7 @@ def _layer_context(g: GraphBuilder, config: EncoderConfig, valid: ir.Value) -> L
     return LayerContext(
         score_bias=g.op("Unsqueeze", score_bias, g.constant([1])),
         valid=g.op("Unsqueeze", valid, g.constant([2])),
-        frames=frames,
+        keys=frames,
         folded=g.op("Concat", g.constant([0, 0, -1]), frames, axis=0),
         unfolded=g.op("Concat", g.constant([0, 0]), frames, g.constant([-1]), axis=0),
     )

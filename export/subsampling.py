@@ -11,12 +11,13 @@ network's precision, which in half precision is wrong from 2049 frames on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nemotrt.bundle import EncoderSpec
 from nemotrt.export.config import EncoderConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.weights import FloatArray, Weights
@@ -24,24 +25,14 @@ from nemotrt.export.weights import FloatArray, Weights
 _KERNEL = 3
 
 
-@dataclass(frozen=True)
-class Subsampled:
-    """``x`` [B,T',D]; ``valid`` bool [B,T']; ``lengths`` int64 [B]."""
-
-    x: ir.Value
-    valid: ir.Value
-    lengths: ir.Value
-
-
 def subsampling(
-    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, length: ir.Value
-) -> Subsampled:
-    """``audio_signal`` [B,F,T] and ``length`` int64 [B] to model frames.
+    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, masks: Sequence[ir.Value]
+) -> ir.Value:
+    """``audio_signal`` [B,F,T] to model frames [B,T',D].
 
-    The convolutions see zeros beyond each row's length at every level, so padding never reaches a valid frame.
+    ``masks`` has one of each level (see :func:`masks_from_length`). The convolutions see zeros outside of them, so what
+    is not a row's own audio never reaches a valid frame.
     """
-    spec = config.spec
-    masks = _level_masks(g, audio_signal, length, factor=spec.subsampling_factor, causal=spec.causal_subsampling)
     zero = g.constant(0.0)
     x = g.op(
         "Unsqueeze",
@@ -51,17 +42,23 @@ def subsampling(
     x = g.op("Relu", _strided(g, weights, x, index=0, config=config, channels_in=1))
     for level, mask in enumerate(masks[1:-1]):
         index = 2 + 3 * level
-        x = g.op("Where", g.op("Unsqueeze", mask, g.constant([1, 2])), x, zero)
+        x = g.op("Mul", x, g.op("Cast", g.op("Unsqueeze", mask, g.constant([1, 2])), to=ir.DataType.FLOAT))
         x = _strided(g, weights, x, index=index, config=config, channels_in=config.subsampling_channels)
         x = g.op("Relu", _pointwise(g, weights, x, index=index + 1, channels=config.subsampling_channels))
-    x = _project(g, weights, x, config)
-    lengths = g.op("ReduceSum", g.op("Cast", masks[-1], to=ir.DataType.INT64), g.constant([1]), keepdims=0)
-    return Subsampled(x, masks[-1], lengths)
+    return _project(g, weights, x, config)
 
 
-def _level_masks(g: GraphBuilder, x: ir.Value, length: ir.Value, *, factor: int, causal: bool) -> list[ir.Value]:
-    """Valid-frame masks, bool [B, frames of the level], from the input rate down to the output rate."""
-    frames = g.scalar(g.extent(x, 2))
+def count_valid(g: GraphBuilder, mask: ir.Value) -> ir.Value:
+    """bool [B,T] -> int64 [B]."""
+    return g.op("ReduceSum", g.op("Cast", mask, to=ir.DataType.INT64), g.constant([1]), keepdims=0)
+
+
+def masks_from_length(g: GraphBuilder, spec: EncoderSpec, *, frames: ir.Value, length: ir.Value) -> list[ir.Value]:
+    """Frames before each row's end, bool [B, frames of the level], from the input rate down to the output rate.
+
+    ``frames`` is T, int64 []; ``length`` int64 [B].
+    """
+    factor, causal = spec.subsampling_factor, spec.causal_subsampling
     column = g.op("Unsqueeze", length, g.constant([1]))
     levels = range(factor.bit_length())
     if causal:
