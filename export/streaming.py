@@ -2,8 +2,8 @@
 
     audio_signal [B,F,W], length [B], caches -> encoder_output [B,D,T], encoded_lengths [B], caches
 
-A window is ``lead`` feature frames of the past and the chunk's own frames: W = factor (T + 2) - (factor - 1). Its first
-two encoder frames rest on the convolutions' own padding and are dropped. A stream's first window has ``factor * 2`` frames
+A window is some feature frames of the past and the chunk's own: W = factor (T + 1) + 1 for T encoder frames. Its first
+two encoder frames rest on the convolutions' own padding and are dropped. A stream's first window has 2 factor frames
 before the audio; what the convolutions make of them must be zero at every level, as padding is offline. So a row whose
 cache is empty gets a start mask, and what is streamed equals what is encoded at once, the first chunk included.
 
@@ -31,12 +31,13 @@ from nemotrt.export.weights import FloatArray, Weights
 _DROPPED = 2  # encoder frames
 
 
-def streaming_spec(spec: EncoderSpec, config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
+def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
     """How a checkpoint of this config is streamed.
 
     Raises:
         UnsupportedModelError: the encoder looks at audio that a stream does not have yet.
     """
+    spec = config.spec
     left, right = spec.attention_context
     reasons = {
         "encoder.att_context_style is not chunked_limited": spec.attention_style != "chunked_limited",
