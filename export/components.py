@@ -3,6 +3,7 @@
 preprocessor                               every model
 encoder, predictor, joint                  a transducer: what nemotrt decodes with
 ctc                                        a CTC head: the whole model, encoder and head
+rnnt_step, greedy_step                     one step of decoding: predictor and joint; with the search's state and choice
 encoder_streaming                          a cache-aware encoder, chunk by chunk
 decoder_joint                              predictor and joint in one, as NeMo exports them, for other clients
 """
@@ -17,6 +18,7 @@ from nemotrt.export.encoder import encoder
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.heads import ctc_head, decoder_joint, joint, predictor
 from nemotrt.export.mel import mel_front_end
+from nemotrt.export.steps import StepModel, greedy_step, rnnt_step
 from nemotrt.export.streaming import streaming_encoder
 from nemotrt.export.weights import Weights
 
@@ -44,6 +46,9 @@ def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> M
         writers["decoder_joint"] = lambda g, weights: decoder_joint(
             g, weights, transducer, d_model=d_model, vocabulary_size=pieces
         )
+        step = StepModel(transducer, d_model=d_model, vocabulary_size=pieces)
+        writers["rnnt_step"] = lambda g, weights: rnnt_step(g, weights, step)
+        writers["greedy_step"] = lambda g, weights: greedy_step(g, weights, step)
     if ctc_prefix is not None:
         writers["ctc"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix)
     if streaming is not None:

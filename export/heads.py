@@ -119,16 +119,16 @@ def _join(
     hidden, inner = config.spec.predictor_hidden, config.joint_hidden
     bias_parts = [weights.expect(f"joint.{part}.bias", (inner,)) for part in ("enc", "pred")]
     bias = g.weight("hidden.bias", (inner,), lambda: bias_parts[0]() + bias_parts[1]())
-    from_encoder = g.linear(encoded, _matrix(g, weights, "enc", d_model, inner), bias)
-    from_predictor = g.linear(predicted, _matrix(g, weights, "pred", hidden, inner), None)
+    from_encoder = g.linear(encoded, joint_matrix(g, weights, "enc", d_model, inner), bias)
+    from_predictor = g.linear(predicted, joint_matrix(g, weights, "pred", hidden, inner), None)
     total = g.op(
         "Add",
         g.op("Unsqueeze", from_encoder, g.constant([2])),
         g.op("Unsqueeze", from_predictor, g.constant([1])),
     )
-    active = g.op(_ACTIVATIONS[config.joint_activation], total)
+    active = joint_activation(g, config, total)
     out_bias = g.weight("out.bias", (width,), weights.expect("joint.joint_net.2.bias", (width,)))
-    return g.linear(active, _matrix(g, weights, "joint_net.2", inner, width), out_bias)
+    return g.linear(active, joint_matrix(g, weights, "joint_net.2", inner, width), out_bias)
 
 
 def _state_inputs(g: GraphBuilder, spec: TransducerSpec, names: tuple[str, str]) -> tuple[ir.Value, ir.Value]:
@@ -146,7 +146,13 @@ def _state_shape(spec: TransducerSpec) -> tuple[int | str, ...]:
     return spec.predictor_layers, BATCH, spec.predictor_hidden
 
 
-def _matrix(g: GraphBuilder, weights: Weights, part: str, d_in: int, d_out: int) -> ir.Value:
+def joint_activation(g: GraphBuilder, config: TransducerConfig, x: ir.Value) -> ir.Value:
+    """The joint's own non-linearity."""
+    return g.op(_ACTIVATIONS[config.joint_activation], x)
+
+
+def joint_matrix(g: GraphBuilder, weights: Weights, part: str, d_in: int, d_out: int) -> ir.Value:
+    """A matrix of the joint, [in,out]."""
     load = weights.expect(f"joint.{part}.weight", (d_out, d_in))
     return g.weight(f"{part}.weight", (d_in, d_out), lambda: load().T)
 

@@ -35,7 +35,17 @@ TOKENIZER_NAME = "tokenizer.model"
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
 Family = Literal["fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"]
-ComponentName = Literal["preprocessor", "encoder", "encoder_streaming", "predictor", "joint", "decoder_joint", "ctc"]
+ComponentName = Literal[
+    "preprocessor",
+    "encoder",
+    "encoder_streaming",
+    "predictor",
+    "joint",
+    "decoder_joint",
+    "rnnt_step",
+    "greedy_step",
+    "ctc",
+]
 CacheLayout = Literal["inputs", "kv"]
 
 # Symbolic axes of the contract. A profile gives each of them a range.
