@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nemotrt.bundle import EncoderSpec, Family, MelSpec, TransducerSpec
 from nemotrt.errors import ConfigError, UnsupportedModelError, UsageError
@@ -27,7 +27,9 @@ class EncoderConfig:
     """The encoder (``ConformerEncoder``). ``conv_context`` is (left, right) padding of the depthwise convolution."""
 
     spec: EncoderSpec
+    subsampling: Literal["dw_striding", "striding"]
     subsampling_channels: int
+    positions: Literal["rel_pos", "abs_pos"]
     use_bias: bool
     xscaling: bool
     conv_norm: Literal["batch_norm", "layer_norm"]
@@ -94,7 +96,7 @@ def model_config(config: Mapping[str, Any], *, origin: Path, lookahead: int | No
         )
     transducer, ctc_prefix, vocabulary = _heads(root, encoder)
     return ModelConfig(
-        family=_family(transducer, ctc_prefix),
+        family=_family(encoder, transducer, ctc_prefix),
         mel=mel,
         mel_zero_guard=zero_guard,
         encoder=encoder,
@@ -125,8 +127,6 @@ def _refuse_other_tasks(root: Section) -> None:
 
 
 def _encoder(section: Section, lookahead: int | None) -> EncoderConfig:
-    section.require("subsampling", ["dw_striding"], default="striding")
-    section.require("self_attention_model", ["rel_pos"], default="rel_pos")
     section.require("reduction", [None])
     factor: int = section.require("subsampling_factor", [2, 4, 8], default=4)
     d_model = section.integer("d_model", maximum=1 << 14)
@@ -165,7 +165,9 @@ def _encoder(section: Section, lookahead: int | None) -> EncoderConfig:
             attention_context=_attention_context(section, style, lookahead),
             attention_style=style,
         ),
+        subsampling=section.require("subsampling", ["dw_striding", "striding"], default="striding"),
         subsampling_channels=d_model if channels == -1 else channels,
+        positions=section.require("self_attention_model", ["rel_pos", "abs_pos"], default="rel_pos"),
         use_bias=section.boolean("use_bias", default=True),
         xscaling=section.boolean("xscaling", default=True),
         conv_norm=section.require("conv_norm_type", ["batch_norm", "layer_norm"], default="batch_norm"),
@@ -375,14 +377,13 @@ def _tokenizer(root: Section) -> TokenizerConfig:
     return TokenizerConfig(model=section.text("model_path"))
 
 
-def _family(transducer: TransducerConfig | None, ctc_prefix: str | None) -> Family:
+def _family(encoder: EncoderConfig, transducer: TransducerConfig | None, ctc_prefix: str | None) -> Family:
+    """FastConformer is the Conformer with depthwise-striding subsampling."""
+    architecture = "fastconformer" if encoder.subsampling == "dw_striding" else "conformer"
     if transducer is None:
-        return "fastconformer-ctc"
-    if transducer.spec.durations:
-        if ctc_prefix:
-            raise UnsupportedModelError(
-                "aux_ctc: a hybrid of TDT and CTC is not built yet",
-                found="joint.num_extra_outputs > 0 with aux_ctc",
-            )
-        return "fastconformer-tdt"
-    return "fastconformer-hybrid-rnnt-ctc" if ctc_prefix else "fastconformer-rnnt"
+        head = "ctc"
+    else:
+        head = "tdt" if transducer.spec.durations else "rnnt"
+        head = f"hybrid-{head}-ctc" if ctc_prefix else head
+    family: Family = next(known for known in get_args(Family) if known == f"{architecture}-{head}")
+    return family

@@ -70,8 +70,8 @@ class ConformerLayer:
         self._source = f"encoder.layers.{index}"
         self._d = config.spec.d_model
 
-    def __call__(self, x: ir.Value, positions: ir.Value, context: LayerContext) -> ir.Value:
-        """``x`` [B,T,D], ``positions`` [H,d_k,2T] -> [B,T,D]."""
+    def __call__(self, x: ir.Value, positions: ir.Value | None, context: LayerContext) -> ir.Value:
+        """``x`` [B,T,D], ``positions`` [H,d_k,2T] (``None``: absolute, in ``x``) -> [B,T,D]."""
         return self._layer(x, positions, context, None)[0]
 
     def stream(
@@ -82,7 +82,7 @@ class ConformerLayer:
         return x, LayerCache(attention, convolution)
 
     def _layer(
-        self, x: ir.Value, positions: ir.Value, context: LayerContext, cache: LayerCache | None
+        self, x: ir.Value, positions: ir.Value | None, context: LayerContext, cache: LayerCache | None
     ) -> tuple[ir.Value, tuple[ir.Value, ...], ir.Value]:
         g = self._g
         x = g.op("Add", x, self._feed_forward(self._norm(x, "norm_feed_forward1"), "feed_forward1"))
@@ -105,21 +105,33 @@ class ConformerLayer:
             return self._linear(hidden, f"{name}.linear2", "linear2", d_ff, d, scale=0.5)
 
     def _attention(
-        self, x: ir.Value, positions: ir.Value, context: LayerContext, cache: LayerCache | None
+        self, x: ir.Value, positions: ir.Value | None, context: LayerContext, cache: LayerCache | None
     ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """[B,T,D] -> [B,T,D], and what of this chunk and the cache the next chunk may see."""
-        g, heads = self._g, self._config.spec.heads
-        d_k = self._d // heads
+        g = self._g
         with g.scope("self_attn"):
             q, k, v, seen = self._queries_keys_values(x, () if cache is None else cache.attention)
-            q_u, q_v = self._biased_queries(q, heads, d_k)
-            content = g.op("MatMul", q_u, g.op("Transpose", k, perm=[0, 1, 3, 2]))
-            position = self._relative_shift(g.op("MatMul", q_v, positions), context)
-            scores = g.op("Add", g.op("Add", content, position), context.score_bias)
+            scores = g.op("Add", self._scores(q, k, positions, context), context.score_bias)
             mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
             joined = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.constant([0, 0, self._d]))
             matrix = self._matrix("self_attn.linear_out", "linear_out", self._d, self._d)
             return g.linear(joined, matrix, self._out_bias()), seen
+
+    def _scores(self, q: ir.Value, k: ir.Value, positions: ir.Value | None, context: LayerContext) -> ir.Value:
+        """[B,H,T,S]; ``positions`` is ``None`` where they are absolute, a part of the input."""
+        g = self._g
+        keys = g.op("Transpose", k, perm=[0, 1, 3, 2])
+        if positions is None:
+            return g.op("MatMul", self._biased_query(q), keys)
+        q_u, q_v = self._biased_queries(q)
+        position = self._relative_shift(g.op("MatMul", q_v, positions), context)
+        return g.op("Add", g.op("MatMul", q_u, keys), position)
+
+    def _biased_query(self, q: ir.Value) -> ir.Value:
+        load, scale, shape = self._bias_loader("self_attn.linear_q", self._d), self._score_scale(), self._by_head
+        if load is None:
+            return q
+        return self._g.op("Add", q, self._g.weight("bias_q", shape, lambda: load().reshape(shape) * scale))
 
     def _queries_keys_values(
         self, x: ir.Value, cached: tuple[ir.Value, ...]
@@ -147,8 +159,9 @@ class ConformerLayer:
         by_head = g.op("Transpose", split, perm=[0, 2, 1, 3])
         return (by_head,) if count == 1 else tuple(g.multi("Split", by_head, outputs=count, axis=1, num_outputs=count))
 
-    def _biased_queries(self, q: ir.Value, heads: int, d_k: int) -> tuple[ir.Value, ir.Value]:
+    def _biased_queries(self, q: ir.Value) -> tuple[ir.Value, ir.Value]:
         g, scale = self._g, self._score_scale()
+        heads, _, d_k = self._by_head
         load_u = self._weights.expect(f"{self._source}.self_attn.pos_bias_u", (heads, d_k))
         load_v = self._weights.expect(f"{self._source}.self_attn.pos_bias_v", (heads, d_k))
         load_bias = self._bias_loader("self_attn.linear_q", self._d)
@@ -255,6 +268,12 @@ class ConformerLayer:
 
     def _bias_loader(self, source: str, width: int) -> Loader | None:
         return self._weights.expect(f"{self._source}.{source}.bias", (width,)) if self._config.use_bias else None
+
+    @property
+    def _by_head(self) -> tuple[int, int, int]:
+        """The shape of a vector of the queries, to be added to [B,H,T,d_k]."""
+        heads = self._config.spec.heads
+        return heads, 1, self._d // heads
 
     def _score_scale(self) -> np.float32:
         return np.float32(1.0 / np.sqrt(self._d // self._config.spec.heads))

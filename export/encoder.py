@@ -5,6 +5,7 @@ audio_signal [B,F,T], length [B] -> encoder_output [B,D,T'], encoded_lengths [B]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from nemotrt.bundle import BATCH, FRAMES
 from nemotrt.export.config import EncoderConfig
 from nemotrt.export.conformer import ConformerLayer, LayerContext
 from nemotrt.export.graph import GraphBuilder
-from nemotrt.export.positions import projected_positions
+from nemotrt.export.positions import absolute_positions, projected_positions
 from nemotrt.export.subsampling import count_valid, masks_from_length, subsampling
 from nemotrt.export.weights import Weights
 
@@ -42,8 +43,12 @@ def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded
         lengths = count_valid(g, masks[-1])
     with g.scope("context"):
         context = _layer_context(g, config, masks[-1])
+    positions: Sequence[ir.Value | None] = [None] * spec.layers
     with g.scope("positions"):
-        positions = projected_positions(g, weights, spec, frames=context.keys)
+        if config.positions == "rel_pos":
+            positions = projected_positions(g, weights, spec, frames=context.keys)
+        else:
+            x = absolute_positions(g, spec, x, frames=context.keys)
     for index in range(spec.layers):
         with g.scope(f"layers.{index}"):
             x = ConformerLayer(g, weights, config, index=index)(x, positions[index], context)

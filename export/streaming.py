@@ -43,6 +43,7 @@ def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
         "encoder.att_context_style is not chunked_limited": spec.attention_style != "chunked_limited",
         "encoder.att_context_size has no limit to the left, or sees less than two frames": left < _DROPPED,
         "encoder.causal_downsampling is false": not spec.causal_subsampling,
+        "encoder.self_attention_model is not rel_pos": config.positions != "rel_pos",
         "encoder.conv_context_size is not causal": config.conv_context[1] != 0,
     }
     if any(reasons.values()):

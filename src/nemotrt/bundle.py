@@ -34,7 +34,18 @@ TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
-Family = Literal["fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"]
+Family = Literal[
+    "fastconformer-ctc",
+    "fastconformer-rnnt",
+    "fastconformer-tdt",
+    "fastconformer-hybrid-rnnt-ctc",
+    "fastconformer-hybrid-tdt-ctc",
+    "conformer-ctc",
+    "conformer-rnnt",
+    "conformer-tdt",
+    "conformer-hybrid-rnnt-ctc",
+    "conformer-hybrid-tdt-ctc",
+]
 ComponentName = Literal[
     "preprocessor",
     "encoder",
