@@ -1,61 +1,72 @@
-"""The components of a model, as graphs: which ones it has, and what each is called at its edges.
+"""The components of a model, as graphs: which ones it can have, and what each is called at its edges.
 
-preprocessor, encoder, predictor, joint    a transducer
-preprocessor, ctc                          a CTC model (``ctc`` is the whole model: encoder and head)
-all five                                   a hybrid
+preprocessor                               every model
+encoder, predictor, joint                  a transducer: what nemotrt decodes with
+ctc                                        a CTC head: the whole model, encoder and head
+rnnt_step, greedy_step                     one step of decoding: predictor and joint; with the search's state and choice
+encoder_streaming                          a cache-aware encoder, chunk by chunk
+decoder_joint                              predictor and joint in one, as NeMo exports them, for other clients
 """
 
 from __future__ import annotations
 
-from nemotrt.bundle import BATCH, ENCODER_FRAMES, ComponentName
+from collections.abc import Callable, Mapping
+
+from nemotrt.bundle import BATCH, ENCODER_FRAMES, ComponentName, StreamingSpec
 from nemotrt.export.config import ModelConfig
 from nemotrt.export.encoder import encoder
 from nemotrt.export.graph import GraphBuilder
-from nemotrt.export.heads import ctc_head, joint, predictor
+from nemotrt.export.heads import ctc_head, decoder_joint, joint, predictor
 from nemotrt.export.mel import mel_front_end
+from nemotrt.export.steps import StepModel, greedy_step, rnnt_step
+from nemotrt.export.streaming import streaming_encoder
 from nemotrt.export.weights import Weights
 
+DEFAULT: tuple[ComponentName, ...] = ("preprocessor", "encoder", "predictor", "joint", "ctc")
+"""What nemotrt itself decodes with; the others are written when they are asked for."""
 
-def component_graphs(weights: Weights, config: ModelConfig) -> dict[ComponentName, GraphBuilder]:
-    """Every component of the model; weights are checked now and read when a graph is saved.
+_Writer = Callable[[GraphBuilder, Weights], None]
 
-    Raises:
-        WeightsError: the weights do not fit the config.
+
+def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> Mapping[ComponentName, _Writer]:
+    """What a model of this config can be exported as: functions that write a component into an empty graph.
+
+    They check the weights they name (``WeightsError``), and read them when the graph is saved.
+    ``streaming`` is ``None`` for an encoder that cannot be streamed.
     """
-    graphs: dict[ComponentName, GraphBuilder] = {"preprocessor": _preprocessor(weights, config)}
-    if config.transducer is not None:
-        d_model, vocabulary_size = config.encoder.spec.d_model, config.blank_id
-        graphs["encoder"] = _encoder(weights, config)
-        graphs["predictor"] = GraphBuilder("predictor")
-        predictor(graphs["predictor"], weights, config.transducer.spec, vocabulary_size=vocabulary_size)
-        graphs["joint"] = GraphBuilder("joint")
-        joint(graphs["joint"], weights, config.transducer, d_model=d_model, vocabulary_size=vocabulary_size)
-    if config.ctc_prefix is not None:
-        graphs["ctc"] = _ctc(weights, config, prefix=config.ctc_prefix)
-    return graphs
+    writers: dict[ComponentName, _Writer] = {
+        "preprocessor": lambda g, weights: mel_front_end(g, weights, config.mel, zero_guard=config.mel_zero_guard)
+    }
+    transducer, ctc_prefix = config.transducer, config.ctc_prefix
+    if transducer is not None:
+        d_model, pieces = config.encoder.spec.d_model, config.blank_id
+        writers["encoder"] = lambda g, weights: _encoder(g, weights, config)
+        writers["predictor"] = lambda g, weights: predictor(g, weights, transducer.spec, vocabulary_size=pieces)
+        writers["joint"] = lambda g, weights: joint(g, weights, transducer, d_model=d_model, vocabulary_size=pieces)
+        writers["decoder_joint"] = lambda g, weights: decoder_joint(
+            g, weights, transducer, d_model=d_model, vocabulary_size=pieces
+        )
+        step = StepModel(transducer, d_model=d_model, vocabulary_size=pieces)
+        writers["rnnt_step"] = lambda g, weights: rnnt_step(g, weights, step)
+        writers["greedy_step"] = lambda g, weights: greedy_step(g, weights, step)
+    if ctc_prefix is not None:
+        writers["ctc"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix)
+    if streaming is not None:
+        writers["encoder_streaming"] = lambda g, weights: streaming_encoder(g, weights, config.encoder, streaming)
+    return writers
 
 
-def _preprocessor(weights: Weights, config: ModelConfig) -> GraphBuilder:
-    g = GraphBuilder("preprocessor")
-    mel_front_end(g, weights, config.mel, zero_guard=config.mel_zero_guard)
-    return g
-
-
-def _encoder(weights: Weights, config: ModelConfig) -> GraphBuilder:
-    g = GraphBuilder("encoder")
+def _encoder(g: GraphBuilder, weights: Weights, config: ModelConfig) -> None:
     encoded = encoder(g, weights, config.encoder)
     channels_first = g.op("Transpose", encoded.x, perm=[0, 2, 1])
     g.output(channels_first, "encoder_output", "float32", (BATCH, config.encoder.spec.d_model, ENCODER_FRAMES))
     g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))
-    return g
 
 
-def _ctc(weights: Weights, config: ModelConfig, *, prefix: str) -> GraphBuilder:
-    g = GraphBuilder("ctc")
+def _ctc(g: GraphBuilder, weights: Weights, config: ModelConfig, *, prefix: str) -> None:
     encoded = encoder(g, weights, config.encoder)
     width = config.blank_id + 1
     d_model = config.encoder.spec.d_model
     logprobs = ctc_head(g, weights, encoded.x, prefix=prefix, d_model=d_model, width=width)
     g.output(logprobs, "logprobs", "float32", (BATCH, ENCODER_FRAMES, width))
     g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))
-    return g

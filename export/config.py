@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nemotrt.bundle import EncoderSpec, Family, MelSpec, TransducerSpec
-from nemotrt.errors import ConfigError, UnsupportedModelError
+from nemotrt.errors import ConfigError, UnsupportedModelError, UsageError
 from nemotrt.export.section import Section, shown
 
 Decoder = Literal["ctc", "rnnt", "tdt"]
@@ -27,7 +27,9 @@ class EncoderConfig:
     """The encoder (``ConformerEncoder``). ``conv_context`` is (left, right) padding of the depthwise convolution."""
 
     spec: EncoderSpec
+    subsampling: Literal["dw_striding", "striding"]
     subsampling_channels: int
+    positions: Literal["rel_pos", "abs_pos"]
     use_bias: bool
     xscaling: bool
     conv_norm: Literal["batch_norm", "layer_norm"]
@@ -73,8 +75,10 @@ class ModelConfig:
         return len(self.vocabulary)
 
 
-def model_config(config: Mapping[str, Any], *, origin: Path) -> ModelConfig:
+def model_config(config: Mapping[str, Any], *, origin: Path, lookahead: int | None = None) -> ModelConfig:
     """Read a parsed ``model_config.yaml``.
+
+    ``lookahead`` chooses among several trained attention contexts, by encoder frames to the right; ``None``: the first.
 
     Raises:
         ConfigError: a key is missing or of the wrong type, or two keys contradict each other.
@@ -82,7 +86,7 @@ def model_config(config: Mapping[str, Any], *, origin: Path) -> ModelConfig:
     """
     root = Section(config, "", origin)
     _refuse_other_tasks(root)
-    encoder = _encoder(root.section("encoder"))
+    encoder = _encoder(root.section("encoder"), lookahead)
     mel, zero_guard = _mel(root.section("preprocessor"), root)
     if mel.features != encoder.spec.features:
         raise ConfigError(
@@ -92,7 +96,7 @@ def model_config(config: Mapping[str, Any], *, origin: Path) -> ModelConfig:
         )
     transducer, ctc_prefix, vocabulary = _heads(root, encoder)
     return ModelConfig(
-        family=_family(transducer, ctc_prefix),
+        family=_family(encoder, transducer, ctc_prefix),
         mel=mel,
         mel_zero_guard=zero_guard,
         encoder=encoder,
@@ -122,9 +126,7 @@ def _refuse_other_tasks(root: Section) -> None:
         raise UnsupportedModelError("transf_decoder: attention decoders are not built", where=root.origin, found=target)
 
 
-def _encoder(section: Section) -> EncoderConfig:
-    section.require("subsampling", ["dw_striding"], default="striding")
-    section.require("self_attention_model", ["rel_pos"], default="rel_pos")
+def _encoder(section: Section, lookahead: int | None) -> EncoderConfig:
     section.require("reduction", [None])
     factor: int = section.require("subsampling_factor", [2, 4, 8], default=4)
     d_model = section.integer("d_model", maximum=1 << 14)
@@ -160,10 +162,12 @@ def _encoder(section: Section) -> EncoderConfig:
             causal_subsampling=causal,
             max_encoder_frames=max_frames,
             max_feature_frames=_longest_input(max_frames, factor, causal=causal),
-            attention_context=_attention_context(section, style),
+            attention_context=_attention_context(section, style, lookahead),
             attention_style=style,
         ),
+        subsampling=section.require("subsampling", ["dw_striding", "striding"], default="striding"),
         subsampling_channels=d_model if channels == -1 else channels,
+        positions=section.require("self_attention_model", ["rel_pos", "abs_pos"], default="rel_pos"),
         use_bias=section.boolean("use_bias", default=True),
         xscaling=section.boolean("xscaling", default=True),
         conv_norm=section.require("conv_norm_type", ["batch_norm", "layer_norm"], default="batch_norm"),
@@ -176,24 +180,30 @@ def _longest_input(max_encoder_frames: int, factor: int, *, causal: bool) -> int
     return max_encoder_frames * factor - (factor - 1 if causal else 0)
 
 
-def _attention_context(section: Section, style: str) -> tuple[int, int]:
-    """The default (first) of the trained contexts, as NeMo uses at inference."""
+def _attention_context(section: Section, style: str, lookahead: int | None) -> tuple[int, int]:
+    """The default (first) of the trained contexts, as NeMo uses at inference, or the one with this look-ahead."""
     value = section.values.get("att_context_size") or [-1, -1]
-    first = value[0] if isinstance(value, list) and value and isinstance(value[0], list) else value
-    if not isinstance(first, list) or len(first) != 2 or not all(_is_context(n) for n in first):
-        raise section.wrong("att_context_size", value, "a pair [left, right], or a list of such pairs")
-    left, right = first
+    contexts = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for context in contexts:
+        is_pair = isinstance(context, list) and len(context) == 2
+        if not is_pair or not all(type(n) is int and n >= -1 for n in context):
+            raise section.wrong("att_context_size", value, "a pair [left, right], or a list of such pairs")
+    chosen = [context for context in contexts if lookahead in (None, context[1])]
+    if not chosen:
+        raise UsageError(
+            "the encoder was not trained with this look-ahead",
+            where=section.origin,
+            found=f"{lookahead} encoder frames",
+            fix=f"choose from: {', '.join(str(context[1]) for context in contexts)}",
+        )
+    left, right = chosen[0]
     if style == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
         raise ConfigError(
             "encoder.att_context_size: chunked_limited needs a right context, and a left one in multiples of right + 1",
             where=section.origin,
-            found=first,
+            found=[left, right],
         )
     return left, right
-
-
-def _is_context(value: object) -> bool:
-    return type(value) is int and -1 <= value <= _MAX_CONTEXT_FRAMES
 
 
 def _conv_context(section: Section, kernel: int) -> tuple[int, int]:
@@ -367,14 +377,13 @@ def _tokenizer(root: Section) -> TokenizerConfig:
     return TokenizerConfig(model=section.text("model_path"))
 
 
-def _family(transducer: TransducerConfig | None, ctc_prefix: str | None) -> Family:
+def _family(encoder: EncoderConfig, transducer: TransducerConfig | None, ctc_prefix: str | None) -> Family:
+    """FastConformer is the Conformer with depthwise-striding subsampling."""
+    architecture = "fastconformer" if encoder.subsampling == "dw_striding" else "conformer"
     if transducer is None:
-        return "fastconformer-ctc"
-    if transducer.spec.durations:
-        if ctc_prefix:
-            raise UnsupportedModelError(
-                "aux_ctc: a hybrid of TDT and CTC is not built yet",
-                found="joint.num_extra_outputs > 0 with aux_ctc",
-            )
-        return "fastconformer-tdt"
-    return "fastconformer-hybrid-rnnt-ctc" if ctc_prefix else "fastconformer-rnnt"
+        head = "ctc"
+    else:
+        head = "tdt" if transducer.spec.durations else "rnnt"
+        head = f"hybrid-{head}-ctc" if ctc_prefix else head
+    family: Family = next(known for known in get_args(Family) if known == f"{architecture}-{head}")
+    return family

@@ -5,6 +5,7 @@ audio_signal [B,F,T], length [B] -> encoder_output [B,D,T'], encoded_lengths [B]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,8 +14,9 @@ from nemotrt.bundle import BATCH, FRAMES
 from nemotrt.export.config import EncoderConfig
 from nemotrt.export.conformer import ConformerLayer, LayerContext
 from nemotrt.export.graph import GraphBuilder
-from nemotrt.export.positions import projected_positions
-from nemotrt.export.subsampling import subsampling
+from nemotrt.export.positions import absolute_positions, projected_positions
+from nemotrt.export.relative_shift import WholeShift
+from nemotrt.export.subsampling import count_valid, masks_from_length, subsampling
 from nemotrt.export.weights import Weights
 
 # Added to the scores of forbidden keys. Finite, and within half range, so that a row without any allowed key gives
@@ -36,17 +38,22 @@ def encoder(g: GraphBuilder, weights: Weights, config: EncoderConfig) -> Encoded
     audio_signal = g.input("audio_signal", "float32", (BATCH, spec.features, FRAMES))
     length = g.input("length", "int64", (BATCH,))
     with g.scope("pre_encode"):
-        start = subsampling(g, weights, config, audio_signal=audio_signal, length=length)
+        masks = masks_from_length(g, spec, frames=g.scalar(g.extent(audio_signal, 2)), length=length)
+        x = subsampling(g, weights, config, audio_signal=audio_signal, masks=masks)
+        lengths = count_valid(g, masks[-1])
     with g.scope("context"):
-        frames = g.extent(start.valid, 1)
-        context = _layer_context(g, config, valid=start.valid, frames=frames)
+        frames = g.extent(masks[-1], 1)
+        context = _layer_context(g, config, valid=masks[-1], frames=frames)
+    positions: Sequence[ir.Value | None] = [None] * spec.layers
     with g.scope("positions"):
-        positions = projected_positions(g, weights, spec, frames=frames)
-    x = start.x
+        if config.positions == "rel_pos":
+            positions = projected_positions(g, weights, spec, frames=frames)
+        else:
+            x = absolute_positions(g, spec, x, frames=frames)
     for index in range(spec.layers):
         with g.scope(f"layers.{index}"):
             x = ConformerLayer(g, weights, config, index=index)(x, positions[index], context)
-    return Encoded(x, start.lengths)
+    return Encoded(x, lengths)
 
 
 def _layer_context(g: GraphBuilder, config: EncoderConfig, *, valid: ir.Value, frames: ir.Value) -> LayerContext:
@@ -59,7 +66,7 @@ def _layer_context(g: GraphBuilder, config: EncoderConfig, *, valid: ir.Value, f
     return LayerContext(
         score_bias=g.op("Unsqueeze", score_bias, g.constant([1])),
         valid=g.op("Unsqueeze", valid, g.constant([2])),
-        folded=g.op("Concat", g.constant([0, 0, -1]), frames, axis=0),
+        shift=WholeShift.of(g, frames),
     )
 
 

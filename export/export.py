@@ -6,6 +6,7 @@ open_nemo -> model_config -> component_graphs -> save each (weights stream throu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,26 +18,54 @@ from nemotrt.bundle import (
     VOCAB_NAME,
     Bundle,
     BundleMeta,
+    CacheLayout,
     ComponentName,
     ComponentSpec,
     FileRecord,
+    StreamingSpec,
     sha256_of_file,
 )
 from nemotrt.bundle_writer import BundleWriter
+from nemotrt.errors import UnsupportedModelError, UsageError
 from nemotrt.export.archive import NemoArchive, open_nemo
-from nemotrt.export.components import component_graphs
+from nemotrt.export.components import DEFAULT, component_writers
 from nemotrt.export.config import ModelConfig, model_config
 from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.streaming import streaming_spec
 from nemotrt.export.vocabulary import check_tokenizer, tokens_text, vocabulary_text
+from nemotrt.export.weights import Weights
 
 Progress = Callable[[str], None]
 
 _MODEL_PREFIXES = ("encoder.", "decoder.", "joint.", "ctc_decoder.", "preprocessor.")
 _INLINE_BYTES = 1024
 
+ALL = "all"
+"""In place of component names: every one that the model has."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        components: by name; none: those that nemotrt decodes with.
+        lookahead: of the attention, in encoder frames, where several were trained; ``None``: the first.
+        cache: what the streaming encoder keeps of the frames before a chunk.
+    """
+
+    components: tuple[str, ...] = ()
+    lookahead: int | None = None
+    cache: CacheLayout = "inputs"
+
 
 def export_checkpoint(
-    checkpoint: Path, destination: Path, *, overwrite: bool = False, on_progress: Progress = lambda _: None
+    checkpoint: Path,
+    destination: Path,
+    *,
+    options: ExportOptions = ExportOptions(),
+    overwrite: bool = False,
+    on_progress: Progress = lambda _: None,
 ) -> Bundle:
     """Write the bundle of ``checkpoint`` to the folder ``destination``: all of it, or nothing.
 
@@ -44,22 +73,58 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, is hostile, or of a kind that is not built.
-        UsageError: ``destination`` exists.
+        UsageError: ``destination`` exists, or the model has no such component or look-ahead.
         MachineError: ``destination`` cannot be written.
     """
     with open_nemo(checkpoint) as archive:
-        config = model_config(archive.config, origin=checkpoint)
-        graphs = component_graphs(archive.weights, config)
-        archive.weights.refuse_unexpected(_MODEL_PREFIXES)
+        config = model_config(archive.config, origin=checkpoint, lookahead=options.lookahead)
+        streaming = _streaming(config, options)
+        graphs = _graphs(archive.weights, config, streaming)
+        names = _chosen(options, graphs, checkpoint)
         with BundleWriter(destination, overwrite=overwrite) as writer:
             _write_texts(archive, config, writer.folder)
             components = {}
-            for name, graph in graphs.items():
+            for name in names:
                 on_progress(name)
-                components[name] = _save(graph, writer.folder, _client_metadata(config))
+                components[name] = _save(graphs[name], writer.folder, _client_metadata(config))
             on_progress("digests")
-            digest = sha256_of_file(checkpoint)
-            return writer.publish(lambda files: _meta(checkpoint, digest, config, components, files))
+            source = _Source(checkpoint, sha256_of_file(checkpoint), config, streaming)
+            return writer.publish(lambda files: _meta(source, components, files))
+
+
+def _streaming(config: ModelConfig, options: ExportOptions) -> StreamingSpec | None:
+    try:
+        return streaming_spec(config.encoder, options.cache)
+    except UnsupportedModelError:
+        if "encoder_streaming" in options.components:
+            raise
+        return None
+
+
+def _graphs(
+    weights: Weights, config: ModelConfig, streaming: StreamingSpec | None
+) -> dict[ComponentName, GraphBuilder]:
+    """All components of the model: also those not asked for, so that every weight is accounted for."""
+    graphs = {}
+    for name, write in component_writers(config, streaming).items():
+        graphs[name] = GraphBuilder(name)
+        write(graphs[name], weights)
+    weights.refuse_unexpected(_MODEL_PREFIXES)
+    return graphs
+
+
+def _chosen(
+    options: ExportOptions, graphs: Mapping[ComponentName, GraphBuilder], checkpoint: Path
+) -> tuple[ComponentName, ...]:
+    unknown = [name for name in options.components if name not in (*graphs, ALL)]
+    if unknown:
+        raise UsageError(
+            f"the model has no component {unknown[0]!r}",
+            where=checkpoint,
+            fix=f"choose from: {', '.join((*graphs, ALL))}",
+        )
+    wanted = options.components or DEFAULT
+    return tuple(name for name in graphs if name in wanted or ALL in wanted)
 
 
 def _write_texts(archive: NemoArchive, config: ModelConfig, folder: Path) -> None:
@@ -113,26 +178,32 @@ def _client_metadata(config: ModelConfig) -> dict[str, str]:
     return metadata
 
 
-def _meta(
-    checkpoint: Path,
-    digest: str,
-    config: ModelConfig,
-    components: dict[ComponentName, ComponentSpec],
-    files: dict[str, FileRecord],
-) -> BundleMeta:
+@dataclass(frozen=True)
+class _Source:
+    """What the bundle was made from."""
+
+    checkpoint: Path
+    sha256: str
+    config: ModelConfig
+    streaming: StreamingSpec | None
+
+
+def _meta(source: _Source, components: dict[ComponentName, ComponentSpec], files: dict[str, FileRecord]) -> BundleMeta:
+    config = source.config
     return BundleMeta(
         schema_version=1,
-        name=checkpoint.stem,
+        name=source.checkpoint.stem,
         family=config.family,
         precision="fp32",
         components=components,
         mel=config.mel,
         encoder=config.encoder.spec,
+        streaming=source.streaming if "encoder_streaming" in components else None,
         transducer=None if config.transducer is None else config.transducer.spec,
         vocabulary_size=len(config.vocabulary),
         blank_id=config.blank_id,
         tokenizer="sentencepiece" if config.tokenizer.model else "characters",
-        checkpoint_sha256=digest,
+        checkpoint_sha256=source.sha256,
         tools={package: version(package) for package in ("nemotrt", "onnx-ir", "numpy")},
         files=files,
     )

@@ -26,7 +26,7 @@ OPSET = 18
 IR_VERSION = 9
 
 Attribute = int | float | str | Sequence[int]
-_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "int32": ir.DataType.INT32}
 
 
 class GraphBuilder:

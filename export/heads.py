@@ -3,11 +3,14 @@
     ctc        logprobs [B,T',V+1]
     predictor  y [B,U], h, c [L,B,H] -> g [B,H,U], h_out, c_out
     joint      encoder_output [B,D,T], predictor_output [B,H,U] -> joint_output [B,T,U,W]   raw logits
+    decoder_joint  both in one, as NeMo exports them
 
 Source: NeMo ``ConvASRDecoder``, ``RNNTDecoder``, ``RNNTJoint``.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -31,52 +34,125 @@ def ctc_head(g: GraphBuilder, weights: Weights, x: ir.Value, *, prefix: str, d_m
 
 
 def predictor(g: GraphBuilder, weights: Weights, spec: TransducerSpec, *, vocabulary_size: int) -> None:
-    """Write the whole component: embedding and LSTM layers, one ONNX LSTM each."""
-    hidden, layers = spec.predictor_hidden, spec.predictor_layers
-    state_shape = (layers, BATCH, hidden)
+    """Write the whole component."""
     y = g.input("y", "int64", (BATCH, TOKENS))
-    states = {name: g.input(name, "float32", state_shape) for name in ("h", "c")}
+    states = _state_inputs(g, spec, ("h", "c"))
+    predicted = _predict(g, weights, spec, y, states, vocabulary_size=vocabulary_size)
+    channels_first = g.op("Transpose", predicted.output, perm=[1, 2, 0])
+    g.output(channels_first, "g", "float32", (BATCH, spec.predictor_hidden, TOKENS))
+    _state_outputs(g, spec, predicted, ("h_out", "c_out"))
+
+
+def joint(g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_model: int, vocabulary_size: int) -> None:
+    """Write the whole component. The logits stay raw: tokens and durations are two distributions, not one."""
+    encoder_output = g.input("encoder_output", "float32", (BATCH, d_model, JOINT_FRAMES))
+    predictor_output = g.input("predictor_output", "float32", (BATCH, config.spec.predictor_hidden, TOKENS))
+    width = vocabulary_size + 1 + len(config.spec.durations)
+    by_time = [g.op("Transpose", value, perm=[0, 2, 1]) for value in (encoder_output, predictor_output)]
+    logits = _join(g, weights, config, *by_time, d_model=d_model, width=width)
+    g.output(logits, "joint_output", "float32", (BATCH, JOINT_FRAMES, TOKENS, width))
+
+
+def decoder_joint(
+    g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_model: int, vocabulary_size: int
+) -> None:
+    """Write predictor and joint as one component, with the names and types of NeMo's own export of the two."""
+    spec = config.spec
+    width = vocabulary_size + 1 + len(spec.durations)
+    encoder_outputs = g.input("encoder_outputs", "float32", (BATCH, d_model, JOINT_FRAMES))
+    targets = g.input("targets", "int32", (BATCH, TOKENS))
+    target_length = g.input("target_length", "int32", (BATCH,))
+    states = _state_inputs(g, spec, ("input_states_1", "input_states_2"))
+    predicted = _predict(g, weights, spec, targets, states, vocabulary_size=vocabulary_size)
+    encoded = g.op("Transpose", encoder_outputs, perm=[0, 2, 1])
+    by_row = g.op("Transpose", predicted.output, perm=[1, 0, 2])
+    logits = _join(g, weights, config, encoded, by_row, d_model=d_model, width=width)
+    g.output(logits, "outputs", "float32", (BATCH, JOINT_FRAMES, TOKENS, width))
+    g.output(g.op("Identity", target_length), "prednet_lengths", "int32", (BATCH,))
+    _state_outputs(g, spec, predicted, ("output_states_1", "output_states_2"))
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """``output`` [U,B,H]; ``h`` and ``c`` by layer, each [1,B,H]."""
+
+    output: ir.Value
+    h: tuple[ir.Value, ...]
+    c: tuple[ir.Value, ...]
+
+
+def _predict(
+    g: GraphBuilder,
+    weights: Weights,
+    spec: TransducerSpec,
+    y: ir.Value,
+    states: tuple[ir.Value, ir.Value],
+    *,
+    vocabulary_size: int,
+) -> _Predicted:
+    """Embedding and LSTM layers, one ONNX LSTM each; ``y`` [B,U], ``states`` [L,B,H]."""
+    hidden, layers = spec.predictor_hidden, spec.predictor_layers
     rows = (vocabulary_size + 1, hidden)
     table = g.weight("embed.weight", rows, weights.expect("decoder.prediction.embed.weight", rows))
     x = g.op("Transpose", g.op("Gather", table, y, axis=0), perm=[1, 0, 2])
-    h, c = (_per_layer(g, states[name], layers) for name in ("h", "c"))
+    h, c = (_per_layer(g, state, layers) for state in states)
     h_out, c_out = [], []
     for layer in range(layers):
         with g.scope(f"lstm.{layer}"):
             x, h_next, c_next = _lstm(g, weights, x, h[layer], c[layer], layer=layer, hidden=hidden)
         h_out.append(h_next)
         c_out.append(c_next)
-    g.output(g.op("Transpose", x, perm=[1, 2, 0]), "g", "float32", (BATCH, hidden, TOKENS))
-    for name, parts in (("h_out", h_out), ("c_out", c_out)):
-        g.output(parts[0] if layers == 1 else g.op("Concat", *parts, axis=0), name, "float32", state_shape)
+    return _Predicted(x, tuple(h_out), tuple(c_out))
 
 
-def joint(g: GraphBuilder, weights: Weights, config: TransducerConfig, *, d_model: int, vocabulary_size: int) -> None:
-    """Write the whole component. The logits stay raw: tokens and durations are two distributions, not one."""
+def _join(
+    g: GraphBuilder,
+    weights: Weights,
+    config: TransducerConfig,
+    encoded: ir.Value,
+    predicted: ir.Value,
+    *,
+    d_model: int,
+    width: int,
+) -> ir.Value:
+    """``encoded`` [B,T,D], ``predicted`` [B,U,H] -> logits [B,T,U,width]."""
     hidden, inner = config.spec.predictor_hidden, config.joint_hidden
-    width = vocabulary_size + 1 + len(config.spec.durations)
-    encoder_output = g.input("encoder_output", "float32", (BATCH, d_model, JOINT_FRAMES))
-    predictor_output = g.input("predictor_output", "float32", (BATCH, hidden, TOKENS))
     bias_parts = [weights.expect(f"joint.{part}.bias", (inner,)) for part in ("enc", "pred")]
     bias = g.weight("hidden.bias", (inner,), lambda: bias_parts[0]() + bias_parts[1]())
-    from_encoder = g.linear(_time_major(g, encoder_output), _matrix(g, weights, "enc", d_model, inner), bias)
-    from_predictor = g.linear(_time_major(g, predictor_output), _matrix(g, weights, "pred", hidden, inner), None)
+    from_encoder = g.linear(encoded, joint_matrix(g, weights, "enc", d_model, inner), bias)
+    from_predictor = g.linear(predicted, joint_matrix(g, weights, "pred", hidden, inner), None)
     total = g.op(
         "Add",
         g.op("Unsqueeze", from_encoder, g.constant([2])),
         g.op("Unsqueeze", from_predictor, g.constant([1])),
     )
-    active = g.op(_ACTIVATIONS[config.joint_activation], total)
-    out_bias = g.weight("out.bias", (width,), weights.expect(f"joint.{config.joint_out}.bias", (width,)))
-    logits = g.linear(active, _matrix(g, weights, config.joint_out, inner, width), out_bias)
-    g.output(logits, "joint_output", "float32", (BATCH, JOINT_FRAMES, TOKENS, width))
+    active = joint_activation(g, config, total)
+    out_bias = g.weight("out.bias", (width,), weights.expect("joint.joint_net.2.bias", (width,)))
+    return g.linear(active, joint_matrix(g, weights, "joint_net.2", inner, width), out_bias)
 
 
-def _time_major(g: GraphBuilder, x: ir.Value) -> ir.Value:
-    return g.op("Transpose", x, perm=[0, 2, 1])
+def _state_inputs(g: GraphBuilder, spec: TransducerSpec, names: tuple[str, str]) -> tuple[ir.Value, ir.Value]:
+    h, c = (g.input(name, "float32", _state_shape(spec)) for name in names)
+    return h, c
 
 
-def _matrix(g: GraphBuilder, weights: Weights, part: str, d_in: int, d_out: int) -> ir.Value:
+def _state_outputs(g: GraphBuilder, spec: TransducerSpec, predicted: _Predicted, names: tuple[str, str]) -> None:
+    for name, layers in zip(names, (predicted.h, predicted.c), strict=True):
+        stacked = layers[0] if len(layers) == 1 else g.op("Concat", *layers, axis=0)
+        g.output(stacked, name, "float32", _state_shape(spec))
+
+
+def _state_shape(spec: TransducerSpec) -> tuple[int | str, ...]:
+    return spec.predictor_layers, BATCH, spec.predictor_hidden
+
+
+def joint_activation(g: GraphBuilder, config: TransducerConfig, x: ir.Value) -> ir.Value:
+    """The joint's own non-linearity."""
+    return g.op(_ACTIVATIONS[config.joint_activation], x)
+
+
+def joint_matrix(g: GraphBuilder, weights: Weights, part: str, d_in: int, d_out: int) -> ir.Value:
+    """A matrix of the joint, [in,out]."""
     load = weights.expect(f"joint.{part}.weight", (d_out, d_in))
     return g.weight(f"{part}.weight", (d_in, d_out), lambda: load().T)
 

@@ -1,4 +1,4 @@
-"""Depthwise-striding subsampling (NeMo ``ConvSubsampling`` with ``dw_striding``), with exact integer lengths.
+"""Convolutional subsampling (NeMo ``ConvSubsampling``: ``dw_striding``, ``striding``), with exact integer lengths.
 
 A valid-frame mask is computed once, by one comparison; the masks of the halved rates are strided slices of it:
 
@@ -11,12 +11,13 @@ network's precision, which in half precision is wrong from 2049 frames on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nemotrt.bundle import EncoderSpec
 from nemotrt.export.config import EncoderConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.weights import FloatArray, Weights
@@ -24,44 +25,42 @@ from nemotrt.export.weights import FloatArray, Weights
 _KERNEL = 3
 
 
-@dataclass(frozen=True)
-class Subsampled:
-    """``x`` [B,T',D]; ``valid`` bool [B,T']; ``lengths`` int64 [B]."""
-
-    x: ir.Value
-    valid: ir.Value
-    lengths: ir.Value
-
-
 def subsampling(
-    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, length: ir.Value
-) -> Subsampled:
-    """``audio_signal`` [B,F,T] and ``length`` int64 [B] to model frames.
+    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, masks: Sequence[ir.Value]
+) -> ir.Value:
+    """``audio_signal`` [B,F,T] to model frames [B,T',D].
 
-    The convolutions see zeros beyond each row's length at every level, so padding never reaches a valid frame.
+    ``masks`` has one of each level (see :func:`masks_from_length`). The convolutions see zeros outside of them, so what
+    is not a row's own audio never reaches a valid frame.
     """
-    spec = config.spec
-    masks = _level_masks(g, audio_signal, length, factor=spec.subsampling_factor, causal=spec.causal_subsampling)
-    zero = g.constant(0.0)
-    x = g.op(
-        "Unsqueeze",
-        g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero),
-        g.constant([1]),
-    )
+    zero, channels = g.constant(0.0), config.subsampling_channels
+    own = g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero)
+    x = g.op("Unsqueeze", own, g.constant([1]))
     x = g.op("Relu", _strided(g, weights, x, index=0, config=config, channels_in=1))
     for level, mask in enumerate(masks[1:-1]):
-        index = 2 + 3 * level
-        x = g.op("Where", g.op("Unsqueeze", mask, g.constant([1, 2])), x, zero)
-        x = _strided(g, weights, x, index=index, config=config, channels_in=config.subsampling_channels)
-        x = g.op("Relu", _pointwise(g, weights, x, index=index + 1, channels=config.subsampling_channels))
-    x = _project(g, weights, x, config)
-    lengths = g.op("ReduceSum", g.op("Cast", masks[-1], to=ir.DataType.INT64), g.constant([1]), keepdims=0)
-    return Subsampled(x, masks[-1], lengths)
+        # Finite by now, so a product masks as well as a selection, and runtimes do it faster.
+        x = g.op("Mul", x, g.op("Cast", g.op("Unsqueeze", mask, g.constant([1, 2])), to=ir.DataType.FLOAT))
+        if config.subsampling == "striding":
+            x = _strided(g, weights, x, index=2 + 2 * level, config=config, channels_in=channels)
+        else:
+            index = 2 + 3 * level
+            x = _strided(g, weights, x, index=index, config=config, channels_in=channels, depthwise=True)
+            x = _pointwise(g, weights, x, index=index + 1, channels=channels)
+        x = g.op("Relu", x)
+    return _project(g, weights, x, config)
 
 
-def _level_masks(g: GraphBuilder, x: ir.Value, length: ir.Value, *, factor: int, causal: bool) -> list[ir.Value]:
-    """Valid-frame masks, bool [B, frames of the level], from the input rate down to the output rate."""
-    frames = g.scalar(g.extent(x, 2))
+def count_valid(g: GraphBuilder, mask: ir.Value) -> ir.Value:
+    """bool [B,T] -> int64 [B]."""
+    return g.op("ReduceSum", g.op("Cast", mask, to=ir.DataType.INT64), g.constant([1]), keepdims=0)
+
+
+def masks_from_length(g: GraphBuilder, spec: EncoderSpec, *, frames: ir.Value, length: ir.Value) -> list[ir.Value]:
+    """Frames before each row's end, bool [B, frames of the level], from the input rate down to the output rate.
+
+    ``frames`` is T, int64 []; ``length`` int64 [B].
+    """
+    factor, causal = spec.subsampling_factor, spec.causal_subsampling
     column = g.op("Unsqueeze", length, g.constant([1]))
     levels = range(factor.bit_length())
     if causal:
@@ -78,16 +77,23 @@ def _level_masks(g: GraphBuilder, x: ir.Value, length: ir.Value, *, factor: int,
 
 
 def _strided(
-    g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, config: EncoderConfig, channels_in: int
+    g: GraphBuilder,
+    weights: Weights,
+    x: ir.Value,
+    *,
+    index: int,
+    config: EncoderConfig,
+    channels_in: int,
+    depthwise: bool = False,
 ) -> ir.Value:
-    """3x3 convolution of stride 2, one filter per output channel. Layout [B,C,F,T]: NeMo's kernels are transposed."""
-    channels = config.subsampling_channels
+    """3x3 convolution of stride 2. Layout [B,C,F,T], so NeMo's kernels, made for [B,C,T,F], are transposed."""
     name = f"encoder.pre_encode.conv.{index}"
-    load = weights.expect(f"{name}.weight", (channels, 1, _KERNEL, _KERNEL))
-    kernel = g.weight(f"conv.{index}.weight", (channels, 1, _KERNEL, _KERNEL), lambda: load().transpose(0, 1, 3, 2))
-    bias = g.weight(f"conv.{index}.bias", (channels,), weights.expect(f"{name}.bias", (channels,)))
+    shape = (config.subsampling_channels, 1 if depthwise else channels_in, _KERNEL, _KERNEL)
+    load = weights.expect(f"{name}.weight", shape)
+    kernel = g.weight(f"conv.{index}.weight", shape, lambda: load().transpose(0, 1, 3, 2))
+    bias = g.weight(f"conv.{index}.bias", shape[:1], weights.expect(f"{name}.bias", shape[:1]))
     pads = [_KERNEL - 1, _KERNEL - 1, 1, 1] if config.spec.causal_subsampling else [1, 1, 1, 1]
-    return g.op("Conv", x, kernel, bias, strides=[2, 2], pads=pads, group=channels_in)
+    return g.op("Conv", x, kernel, bias, strides=[2, 2], pads=pads, group=channels_in if depthwise else 1)
 
 
 def _pointwise(g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, channels: int) -> ir.Value:

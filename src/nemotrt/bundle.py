@@ -34,8 +34,30 @@ TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
-Family = Literal["fastconformer-tdt", "fastconformer-rnnt", "fastconformer-ctc", "fastconformer-hybrid-rnnt-ctc"]
-ComponentName = Literal["preprocessor", "encoder", "predictor", "joint", "ctc"]
+Family = Literal[
+    "fastconformer-ctc",
+    "fastconformer-rnnt",
+    "fastconformer-tdt",
+    "fastconformer-hybrid-rnnt-ctc",
+    "fastconformer-hybrid-tdt-ctc",
+    "conformer-ctc",
+    "conformer-rnnt",
+    "conformer-tdt",
+    "conformer-hybrid-rnnt-ctc",
+    "conformer-hybrid-tdt-ctc",
+]
+ComponentName = Literal[
+    "preprocessor",
+    "encoder",
+    "encoder_streaming",
+    "predictor",
+    "joint",
+    "decoder_joint",
+    "rnnt_step",
+    "greedy_step",
+    "ctc",
+]
+CacheLayout = Literal["inputs", "kv"]
 
 # Symbolic axes of the contract. A profile gives each of them a range.
 BATCH, SAMPLES, FRAMES, ENCODER_FRAMES = "batch", "samples", "frames", "encoder_frames"
@@ -111,6 +133,21 @@ class EncoderSpec(_Record):
         return subsampled_frames(frames, factor=self.subsampling_factor, causal=self.causal_subsampling)
 
 
+class StreamingSpec(_Record):
+    """How the streaming encoder is fed. A window is the end of the audio so far: ``window_feature_frames`` frames, of
+    which the last ``chunk_feature_frames`` are new. In the first window ``first_chunk_feature_frames`` are new, at its
+    end, behind zeros. ``length`` counts from the start of the window.
+    """
+
+    window_feature_frames: PositiveInt
+    chunk_feature_frames: PositiveInt
+    first_chunk_feature_frames: PositiveInt
+    chunk_encoder_frames: PositiveInt
+    left_context_frames: int
+    conv_cache_frames: int
+    cache: CacheLayout
+
+
 class TransducerSpec(_Record):
     """Predictor and joint. ``durations`` is empty for RNNT; for TDT the joint's last ``len(durations)`` outputs."""
 
@@ -137,6 +174,7 @@ class BundleMeta(_Record):
     components: dict[ComponentName, ComponentSpec]
     mel: MelSpec
     encoder: EncoderSpec
+    streaming: StreamingSpec | None = None
     transducer: TransducerSpec | None
     vocabulary_size: PositiveInt
     blank_id: int
