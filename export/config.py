@@ -186,7 +186,7 @@ def _attention_context(section: Section, style: str, lookahead: int | None) -> t
     contexts = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for context in contexts:
         is_pair = isinstance(context, list) and len(context) == 2
-        if not is_pair or not all(type(n) is int and n >= -1 for n in context):
+        if not is_pair or not all(_is_context(n) for n in context):
             raise section.wrong("att_context_size", value, "a pair [left, right], or a list of such pairs")
     chosen = [context for context in contexts if lookahead in (None, context[1])]
     if not chosen:
@@ -204,6 +204,10 @@ def _attention_context(section: Section, style: str, lookahead: int | None) -> t
             found=[left, right],
         )
     return left, right
+
+
+def _is_context(value: object) -> bool:
+    return type(value) is int and -1 <= value <= _MAX_CONTEXT_FRAMES
 
 
 def _conv_context(section: Section, kernel: int) -> tuple[int, int]:

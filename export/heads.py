@@ -127,8 +127,8 @@ def _join(
         g.op("Unsqueeze", from_predictor, g.constant([1])),
     )
     active = joint_activation(g, config, total)
-    out_bias = g.weight("out.bias", (width,), weights.expect("joint.joint_net.2.bias", (width,)))
-    return g.linear(active, joint_matrix(g, weights, "joint_net.2", inner, width), out_bias)
+    out_bias = g.weight("out.bias", (width,), weights.expect(f"joint.{config.joint_out}.bias", (width,)))
+    return g.linear(active, joint_matrix(g, weights, config.joint_out, inner, width), out_bias)
 
 
 def _state_inputs(g: GraphBuilder, spec: TransducerSpec, names: tuple[str, str]) -> tuple[ir.Value, ir.Value]:

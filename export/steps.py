@@ -194,5 +194,5 @@ def _joined(g: GraphBuilder, weights: Weights, model: StepModel, *, frame: ir.Va
     from_predictor = g.op("MatMul", predicted, joint_matrix(g, weights, "pred", model.spec.predictor_hidden, inner))
     total = g.op("Add", g.op("Add", from_encoder, from_predictor), bias)
     active = joint_activation(g, model.config, total)
-    out_bias = g.weight("out.bias", (width,), weights.expect("joint.joint_net.2.bias", (width,)))
-    return g.linear(active, joint_matrix(g, weights, "joint_net.2", inner, width), out_bias)
+    out_bias = g.weight("out.bias", (width,), weights.expect(f"joint.{model.config.joint_out}.bias", (width,)))
+    return g.linear(active, joint_matrix(g, weights, model.config.joint_out, inner, width), out_bias)

@@ -54,6 +54,19 @@ class DecoderName(StrEnum):
     TDT = "tdt"
 
 
+class Cache(StrEnum):
+    """What the streaming encoder keeps of the frames before a chunk."""
+
+    INPUTS = "inputs"
+    KV = "kv"
+
+
+class Client(StrEnum):
+    """Whose layout a bundle can be written in."""
+
+    ONNX_ASR = "onnx-asr"
+
+
 class TargetPrecision(StrEnum):
     """What a bundle can be cast to."""
 
@@ -165,18 +178,61 @@ def run(
 def export(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle.")],
+    component: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--component",
+            metavar="NAME|all",
+            help="Component to write, repeatable.",
+            show_default="those that nemotrt decodes with",
+        ),
+    ] = None,
+    lookahead: Annotated[
+        int | None,
+        typer.Option("--lookahead", metavar="FRAMES", help="Attention look-ahead.", show_default="the first trained"),
+    ] = None,
+    cache: Annotated[
+        Cache, typer.Option("--cache", metavar="KIND", help="What encoder_streaming keeps: inputs, or kv.")
+    ] = Cache.INPUTS,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract."""
     from nemotrt import console
-    from nemotrt.export import export_checkpoint
+    from nemotrt.export import ExportOptions, export_checkpoint
 
+    options = ExportOptions(
+        components=tuple(component or ()), lookahead=lookahead, cache="kv" if cache is Cache.KV else "inputs"
+    )
     with console.progress("export") as progress:
         bundle = export_checkpoint(
-            checkpoint, output, overwrite=overwrite, on_progress=lambda name: progress(f"writing {name}", 0.5)
+            checkpoint,
+            output,
+            options=options,
+            overwrite=overwrite,
+            on_progress=lambda name: progress(f"writing {name}", 0.5),
         )
     _print_bundle(bundle, as_json)
+
+
+@app.command()
+def layout(
+    bundle: BundleFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the client's files.")],
+    client: Annotated[Client, typer.Option("--client", metavar="NAME", help="Who will load it: onnx-asr.")] = (
+        Client.ONNX_ASR
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write a bundle as another client expects a model to be: its file and tensor names, the same weights."""
+    from nemotrt.export.client_layout import write_onnx_asr_layout
+    from nemotrt.stages import proven_bundle
+
+    model_type = write_onnx_asr_layout(proven_bundle(bundle), output)
+    if as_json:
+        _print_json({"client": client.value, "model_type": model_type, "path": str(output)})
+    else:
+        typer.echo(f"{output}: load it in {client.value} as {model_type}")
 
 
 @app.command()
@@ -346,16 +402,59 @@ def bench(
 
 
 @app.command()
+def bench_export(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="MODEL.nemo", help="NeMo checkpoints.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RESULTS.json", help="The results to write.")],
+    nemo_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--nemo-python",
+            metavar="PYTHON",
+            help="Interpreter that has NeMo.",
+            show_default="the one that runs nemotrt",
+        ),
+    ] = None,
+    profile: ProfileOption = "demo",
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each graph and shape.")] = 20,
+    builds: Annotated[int, typer.Option("--builds", metavar="N", min=0, help="TensorRT builds of each graph.")] = 3,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compare our export with NeMo's own: cost, files, speed in ONNX Runtime, TensorRT layers and build time.
+
+    NeMo runs in a process of its own. The results' page: nemotrt report.
+    """
+    from nemotrt import console
+    from nemotrt.bench.nemo_export import NemoExportPlan, compare_with_nemo_export
+    from nemotrt.bench.nemo_export_results import write_nemo_export_results
+    from nemotrt.profiles import load_profile
+
+    python = nemo_python or Path(sys.executable)
+    plan = NemoExportPlan(load_profile(profile), nemo_python=python, runs=runs, builds=builds, threads=threads)
+    with console.progress("bench-export") as progress:
+        results = compare_with_nemo_export(checkpoints, plan, on_progress=progress)
+    write_nemo_export_results(results, output)
+    if as_json:
+        _print_json(results.model_dump(mode="json"))
+    else:
+        console.print_nemo_export(results)
+
+
+@app.command()
 def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="Made by nemotrt run.", show_default=False)],
+    results: Annotated[
+        Path,
+        typer.Argument(metavar="RESULTS.json", help="Made by nemotrt run or nemotrt bench-export.", show_default=False),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPORT.html", help="The page to write.")],
     as_json: Json = False,
 ) -> None:
     """Write the HTML report of a results file."""
-    from nemotrt.bench.report import write_report
-    from nemotrt.bench.results import read_results
+    from nemotrt.bench.pages import write_page
 
-    page = write_report(read_results(results), output)
+    page = write_page(results, output)
     if as_json:
         _print_json({"report": str(page)})
     else:

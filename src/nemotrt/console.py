@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nemotrt.bench import quantities
+from nemotrt.bench.nemo_export_page import figure_rows, latency_rows, summary_sentence
+from nemotrt.bench.nemo_export_results import NemoExportResults
 from nemotrt.bench.results import Comparison, EngineBuild, Latency, Results
 from nemotrt.bench.transcripts import word_errors_by_system
 from nemotrt.bundle import Bundle
@@ -141,6 +143,23 @@ def print_latency(latency: Latency) -> None:
             "baseline" if row.ratio is None else f"{row.ratio.p50:.2f}",
         )
     _out.print(table)
+
+
+def print_nemo_export(results: NemoExportResults) -> None:
+    """Both exports side by side, one table a checkpoint; then which goals were met."""
+    for exports in results.checkpoints:
+        table = _table(f"{exports.checkpoint}: {exports.layers} layers of {exports.d_model}")
+        for column in ("", "NeMo", "nemotrt", "nemotrt / NeMo"):
+            table.add_column(column, justify="right" if column else "left")
+        for row in figure_rows(exports):
+            table.add_row(row.name, row.nemo, row.nemotrt, row.ratio)
+        for latency in latency_rows(exports):
+            name = f"ONNX Runtime, {latency.shape}; largest difference {latency.difference}"
+            table.add_row(name, latency.nemo, latency.nemotrt, latency.ratio)
+        _out.print(table)
+        for skipped in exports.unmeasured:
+            _out.print(Text.assemble(("not measured  ", "yellow"), f"{skipped.what}: {skipped.reason}"))
+    _out.print(summary_sentence(results))
 
 
 def print_findings(findings: Iterable[Finding]) -> None:

@@ -31,6 +31,9 @@ Progress = Callable[[str, float], None]
 NOT_BUILT: frozenset[ComponentName] = frozenset({"preprocessor"})
 """Components that always run on ONNX Runtime: the front end is a few small operators in FP32."""
 
+NOT_BUILT_UNASKED: frozenset[ComponentName] = frozenset({"decoder_joint", "rnnt_step", "greedy_step"})
+"""Components that nothing here runs on a GPU yet."""
+
 
 @dataclass(frozen=True)
 class MadeBundle:
@@ -206,7 +209,7 @@ def _buildable(bundle: Bundle, wanted: Iterable[str]) -> tuple[ComponentName, ..
                 where=bundle.path,
                 fix="leave it out: it runs on ONNX Runtime in front of the engines",
             )
-    names = set(wanted) or set(bundle.meta.components) - NOT_BUILT
+    names = set(wanted) or set(bundle.meta.components) - NOT_BUILT - NOT_BUILT_UNASKED
     return tuple(name for name in bundle.meta.components if name in names)
 
 

@@ -93,7 +93,7 @@ def nemo_config(size: Size) -> dict[str, Any]:
             },
             "num_extra_outputs": len(size.durations),
             "num_classes": size.vocabulary,
-            "vocabulary": vocabulary,
+            "vocabulary": list(vocabulary),
         },
         "decoding": decoding | ({"model_type": "tdt", "durations": list(size.durations)} if size.durations else {}),
         "loss": tdt if size.durations else {"loss_name": "default"},

@@ -1,4 +1,4 @@
-"""Our graphs in other people's recognizers. Oracle: what NeMo's own greedy CTC decoding says of each demo clip."""
+"""Our graphs in other people's recognizers. Oracle: what NeMo's own greedy decoding says of each demo clip."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from nemotrt.bundle import TOKENS_NAME, Bundle
 from nemotrt.engines.audio import Clip, read_clips, read_waveform
 from nemotrt.engines.decoding_ctc import greedy_ctc
 from nemotrt.engines.tokenizer import tokenizer_from_bundle
+from nemotrt.errors import UsageError
+from nemotrt.export import ExportOptions, export_checkpoint
+from nemotrt.export.client_layout import write_onnx_asr_layout
 
 # sherpa-onnx computes its own features: kaldi's frames, whose centre is half a hop later than NeMo's, mirrored and not
 # silent ends, and pre-emphasis within the frame. On a clip where NeMo itself mishears, that tips the balance.
@@ -120,3 +123,27 @@ def test_onnx_asr_says_what_nemo_says(
         f"onnx-asr on the hybrid's CTC graph: NeMo's text on {sum(map(str.__eq__, found, nemo))} of {len(nemo)} clips"
     )
     assert found == nemo
+
+
+def test_onnx_asr_loads_the_tdt_layout_unchanged_and_says_what_nemo_says(
+    tdt_checkpoint: Path, clips: tuple[Clip, ...], tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Loaded as a folder, by model type, with onnx-asr's own front end: nothing of ours but the files."""
+    onnx_asr = pytest.importorskip("onnx_asr")
+    bundle = export_checkpoint(tdt_checkpoint, tmp_path / "bundle", options=ExportOptions(components=("all",)))
+    model_type = write_onnx_asr_layout(bundle, tmp_path / "model")
+    recognizer = onnx_asr.load_model(model_type, tmp_path / "model")
+    found = [recognizer.recognize(str(clip.path)) for clip in clips]
+    nemo = [clip.recorded["tdt"].text for clip in clips]
+    equal = sum(map(str.__eq__, found, nemo))
+    figure(f"onnx-asr on the TDT layout, its own front end: NeMo's text on {equal} of {len(nemo)} demo clips")
+    assert model_type == "nemo-conformer-tdt"
+    assert found == nemo
+
+
+def test_a_layout_needs_the_fused_decoder_and_a_new_folder(tdt_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="predictor and joint in one graph"):
+        write_onnx_asr_layout(tdt_bundle, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(UsageError, match="already there"):
+        write_onnx_asr_layout(tdt_bundle, tmp_path)

@@ -10,7 +10,7 @@ import archives
 import pytest
 from nemo_oracle import require_nemo
 
-from nemotrt.errors import ArchiveError, CheckpointError, ConfigError, UnsupportedModelError
+from nemotrt.errors import ArchiveError, CheckpointError, ConfigError, UnsupportedModelError, UsageError
 from nemotrt.export.config import ModelConfig, model_config
 from nemotrt.export.vocabulary import check_tokenizer
 
@@ -53,14 +53,11 @@ def test_the_demo_configs_are_accepted(tdt: dict[str, Any], hybrid: dict[str, An
         ("preprocessor._target_", f"{_MODULES}.AudioToMFCCPreprocessor"),
         ("decoder._target_", f"{_MODULES}.StatelessTransducerDecoder"),
         ("joint._target_", f"{_MODULES}.SampledRNNTJoint"),
-        ("encoder.subsampling", "striding"),
         ("encoder.subsampling", "vggnet"),
         ("encoder.subsampling", "stacking"),
-        ("encoder.subsampling", archives.REMOVED),
         ("encoder.subsampling_factor", 1),
         ("encoder.subsampling_factor", 16),
         ("encoder.subsampling_factor", 8.0),
-        ("encoder.self_attention_model", "abs_pos"),
         ("encoder.self_attention_model", "rel_pos_local_attn"),
         ("encoder.reduction", "pooling"),
         ("encoder.feat_out", 64),
@@ -102,8 +99,28 @@ def test_an_attention_decoder_is_refused(tdt: dict[str, Any]) -> None:
     refused({**tdt, "transf_decoder": {}}, UnsupportedModelError, naming="transf_decoder")
 
 
-def test_a_hybrid_of_tdt_and_ctc_is_refused(tdt: dict[str, Any], hybrid: dict[str, Any]) -> None:
-    refused({**tdt, "aux_ctc": hybrid["aux_ctc"]}, UnsupportedModelError, naming="aux_ctc")
+@pytest.mark.parametrize(("subsampling", "name"), [("dw_striding", "fastconformer"), ("striding", "conformer")])
+def test_every_head_of_both_architectures_has_a_family(
+    tdt: dict[str, Any], hybrid: dict[str, Any], subsampling: str, name: str
+) -> None:
+    tdt, hybrid = (archives.changed(config, "encoder.subsampling", subsampling) for config in (tdt, hybrid))
+    configs = {
+        "tdt": tdt,
+        "hybrid-tdt-ctc": {**tdt, "aux_ctc": hybrid["aux_ctc"]},
+        "hybrid-rnnt-ctc": hybrid,
+        "rnnt": {key: value for key, value in hybrid.items() if key != "aux_ctc"},
+        "ctc": {**hybrid, "decoder": hybrid["aux_ctc"]["decoder"], "joint": None, "aux_ctc": None},
+    }
+    families = {head: model_config(config, origin=ORIGIN).family for head, config in configs.items()}
+    assert families == {head: f"{name}-{head}" for head in configs}
+
+
+def test_a_look_ahead_that_was_trained_is_chosen_and_another_refused(hybrid: dict[str, Any]) -> None:
+    chosen = model_config(hybrid, origin=ORIGIN, lookahead=1)
+    assert chosen.encoder.spec.attention_context == (70, 1)
+    with pytest.raises(UsageError, match="not trained with this look-ahead") as refusal:
+        model_config(hybrid, origin=ORIGIN, lookahead=5)
+    assert refusal.value.fix == "choose from: 13, 6, 1, 0"
 
 
 def test_a_hybrid_with_two_vocabularies_is_refused(hybrid: dict[str, Any]) -> None:

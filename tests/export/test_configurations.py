@@ -20,14 +20,16 @@ from nemotrt.export import export_checkpoint
 ENCODER_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
 MEL_TOLERANCE = 1e-4
-CELLS = 24
+CELLS = 40
 
-# What the code takes apart. A sample of the 2 * 2 * 2 * 3 * 2 * 3 * 6 = 864 combinations has to agree.
+# What the code takes apart. A sample of the 2 * 2 * 2 * 3 * 2 * 2 * 3 * 2 * 6 = 3456 combinations has to agree.
 CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
     "bias": ({"use_bias": True}, {"use_bias": False}),
     "scaling": ({"xscaling": True}, {"xscaling": False}),
     "norm": ({"conv_norm_type": "batch_norm"}, {"conv_norm_type": "layer_norm"}),
     "convolution": ({"conv_context_size": None}, {"conv_context_size": "causal"}, {"conv_context_size": [3, 1]}),
+    "architecture": ({"subsampling": "dw_striding"}, {"subsampling": "striding"}),
+    "positions": ({"self_attention_model": "rel_pos"}, {"self_attention_model": "abs_pos"}),
     "subsampling": ({"causal_downsampling": False}, {"causal_downsampling": True}),
     "factor": ({"subsampling_factor": 2}, {"subsampling_factor": 4}, {"subsampling_factor": 8}),
     "attention": (

@@ -24,7 +24,20 @@ def unexplained(command: Any) -> list[str]:
 
 
 def test_there_is_a_command_for_every_stage() -> None:
-    stages = {"run", "export", "check", "cast", "build", "transcribe", "compare", "bench", "report", "doctor"}
+    stages = {
+        "run",
+        "export",
+        "layout",
+        "check",
+        "cast",
+        "build",
+        "transcribe",
+        "compare",
+        "bench",
+        "bench-export",
+        "report",
+        "doctor",
+    }
     assert set(COMMANDS) == stages
 
 
