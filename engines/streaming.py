@@ -59,10 +59,17 @@ class StreamingEncoder:
         """``features`` ``[batch, F, n]``, n >= 0 -> the encoder frames of every chunk that is full, ``[batch, D, m]``.
 
         Raises:
-            UsageError: the stream was finished.
+            UsageError: the stream was finished, or another batch size or number of features.
         """
         if self._finished:
             raise UsageError("the stream was finished", fix="open another one")
+        batch, bins, _ = self._pending.shape
+        if features.ndim != 3 or features.shape[:2] != (batch, bins):
+            raise UsageError(
+                "the features do not fit the stream",
+                found=f"shape {list(features.shape)}",
+                fix=f"push float32 [{batch}, {bins}, n], or open a stream with another batch",
+            )
         self._pending = np.concatenate([self._pending, features], axis=2)
         return self._joined(self._full_chunks())
 

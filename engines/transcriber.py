@@ -59,7 +59,7 @@ def decoders_of(meta: BundleMeta) -> tuple[Decoder, ...]:
             "the bundle has no components to decode with",
             where=meta.name,
             found=", ".join(meta.components) or "none",
-            fix="export the checkpoint again",
+            fix="export it with encoder, predictor and joint, or with ctc: nemotrt export without --component",
         )
     return tuple(decoders)
 

@@ -9,6 +9,7 @@ Source: the model formats that onnx-asr documents (``nemo-conformer-tdt``, ``-rn
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,26 +20,58 @@ from nemotrt.errors import UsageError
 
 _INLINE_BYTES = 1024
 
+# The front end that onnx-asr brings (its ``nemo80`` and ``nemo128``).
+_ONNX_ASR_FEATURES = {
+    "normalize": "per_feature",
+    "sample_rate": 16000,
+    "n_fft": 512,
+    "window_samples": 400,
+    "hop_samples": 160,
+    "preemphasis": 0.97,
+}
+_ONNX_ASR_BINS = (80, 128)
+
 
 def write_onnx_asr_layout(bundle: Bundle, folder: Path) -> str:
-    """Write the folder for onnx-asr and return the model type to load it as.
+    """Write the folder for onnx-asr, by one rename, and return the model type to load it as.
 
     Raises:
-        UsageError: the folder exists, or the bundle lacks the component that onnx-asr decodes with.
+        UsageError: the folder exists, the bundle lacks the component that onnx-asr decodes with, or the model expects
+            other features than onnx-asr computes.
     """
     if folder.exists():
         raise UsageError("the output is already there", where=folder, fix="give another output")
+    _refuse_other_features(bundle)
     model_type, components = _parts(bundle)
-    folder.mkdir(parents=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
     try:
         for component, (name, renamed) in components.items():
-            _copy_graph(bundle, component, folder / name, renamed)
-        shutil.copyfile(bundle.path / TOKENS_NAME, folder / "vocab.txt")
-        (folder / "config.json").write_text(json.dumps(_config(bundle, model_type), indent=1) + "\n", encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            _copy_graph(bundle, component, partial / name, renamed)
+        shutil.copyfile(bundle.path / TOKENS_NAME, partial / "vocab.txt")
+        (partial / "config.json").write_text(json.dumps(_config(bundle, model_type), indent=1) + "\n", encoding="utf-8")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return model_type
+
+
+def _refuse_other_features(bundle: Bundle) -> None:
+    mel = bundle.meta.mel
+    differs = [
+        f"{name} {getattr(mel, name)!r}, {value!r} there"
+        for name, value in _ONNX_ASR_FEATURES.items()
+        if getattr(mel, name) != value
+    ]
+    if mel.features not in _ONNX_ASR_BINS:
+        differs.append(f"features {mel.features}, {' or '.join(map(str, _ONNX_ASR_BINS))} there")
+    if differs:
+        raise UsageError(
+            "onnx-asr computes other features than this model was trained on, and would transcribe nonsense",
+            where=bundle.path,
+            found="; ".join(differs),
+            fix="run this model with nemotrt, whose front end is part of the bundle",
+        )
 
 
 _Parts = dict[ComponentName, tuple[str, dict[str, str]]]

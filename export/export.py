@@ -6,6 +6,7 @@ open_nemo -> model_config -> component_graphs -> save each (weights stream throu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from nemotrt.bundle import (
     CacheLayout,
     ComponentName,
     ComponentSpec,
+    ExportRecord,
     FileRecord,
     StreamingSpec,
     sha256_of_file,
@@ -58,6 +60,10 @@ class ExportOptions:
     lookahead: int | None = None
     cache: CacheLayout = "inputs"
 
+    def record(self) -> ExportRecord:
+        """The same, as the bundle keeps it."""
+        return ExportRecord(components=self.components, lookahead=self.lookahead, cache=self.cache)
+
 
 def export_checkpoint(
     checkpoint: Path,
@@ -76,19 +82,20 @@ def export_checkpoint(
         UsageError: ``destination`` exists, or the model has no such component or look-ahead.
         MachineError: ``destination`` cannot be written.
     """
-    with open_nemo(checkpoint) as archive:
+    with open_nemo(checkpoint) as archive, ThreadPoolExecutor(max_workers=1) as beside:
         config = model_config(archive.config, origin=checkpoint, lookahead=options.lookahead)
         streaming = _streaming(config, options)
         graphs = _graphs(archive.weights, config, streaming)
         names = _chosen(options, graphs, checkpoint)
         with BundleWriter(destination, overwrite=overwrite) as writer:
+            digest = beside.submit(sha256_of_file, checkpoint)
             _write_texts(archive, config, writer.folder)
             components = {}
             for name in names:
                 on_progress(name)
                 components[name] = _save(graphs[name], writer.folder, _client_metadata(config))
             on_progress("digests")
-            source = _Source(checkpoint, sha256_of_file(checkpoint), config, streaming)
+            source = _Source(checkpoint, digest.result(), config, streaming, options)
             return writer.publish(lambda files: _meta(source, components, files))
 
 
@@ -124,6 +131,13 @@ def _chosen(
             fix=f"choose from: {', '.join((*graphs, ALL))}",
         )
     wanted = options.components or DEFAULT
+    if options.cache != "inputs" and not {"encoder_streaming", ALL} & set(wanted):
+        raise UsageError(
+            "a cache layout was given, but nothing that has a cache is exported",
+            where=checkpoint,
+            found=f"components {', '.join(wanted)}",
+            fix="add --component encoder_streaming, or leave --cache out",
+        )
     return tuple(name for name in graphs if name in wanted or ALL in wanted)
 
 
@@ -186,6 +200,7 @@ class _Source:
     sha256: str
     config: ModelConfig
     streaming: StreamingSpec | None
+    options: ExportOptions
 
 
 def _meta(source: _Source, components: dict[ComponentName, ComponentSpec], files: dict[str, FileRecord]) -> BundleMeta:
@@ -204,6 +219,7 @@ def _meta(source: _Source, components: dict[ComponentName, ComponentSpec], files
         blank_id=config.blank_id,
         tokenizer="sentencepiece" if config.tokenizer.model else "characters",
         checkpoint_sha256=source.sha256,
+        exported=source.options.record(),
         tools={package: version(package) for package in ("nemotrt", "onnx-ir", "numpy")},
         files=files,
     )

@@ -5,8 +5,8 @@ A valid-frame mask is computed once, by one comparison; the masks of the halved 
     regular   level k is valid at j  iff  2^k j < length
     causal    level k is valid at j  iff  2^k (j - 1) + 2 <= length      (each level is floor(n/2) + 1)
 
-so the output length is the number of valid frames, and no length is ever a float. NeMo computes lengths in the
-network's precision, which in half precision is wrong from 2049 frames on.
+so the output length is the number of valid frames, and no length is ever a float. NeMo computes lengths as
+floats, which are wrong from 2049 frames on where its graph is cast to half precision.
 """
 
 from __future__ import annotations

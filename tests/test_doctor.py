@@ -50,21 +50,6 @@ def test_no_gpu_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "built here and run elsewhere" in found.advice
 
 
-def test_a_gpu_that_onnx_runtime_does_not_use_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(doctor, "can_run", lambda: gpu_report(Gpu("NVIDIA H200", "9.0", 1)))
-    assert "nemotrt[gpu]" in finding("ONNX Runtime").advice
-    monkeypatch.setattr(doctor, "can_run", lambda: gpu_report())
-    assert finding("ONNX Runtime").advice == ""
-    monkeypatch.setattr(doctor, "can_run", lambda: gpu_report(Gpu("NVIDIA H200", "9.0", 1)))
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    assert finding("ONNX Runtime").advice == ""
-
-
 def test_an_onnx_runtime_that_does_not_load_is_a_finding_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found = finding("ONNX Runtime")

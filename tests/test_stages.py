@@ -14,6 +14,7 @@ from nemotrt import stages
 from nemotrt.bundle import Bundle, load_bundle
 from nemotrt.engines.store import EngineStore
 from nemotrt.errors import ArchiveError, BundleError, MachineError, ProfileError, UsageError
+from nemotrt.export import ExportOptions, export_checkpoint
 from nemotrt.profiles import Profile, load_profile
 from nemotrt.stages import (
     EngineOrder,
@@ -245,3 +246,12 @@ def test_ctrl_c_in_the_middle_of_a_build_stops_it_and_stores_nothing(
     ctrl_c.join()
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "store").exists()
+
+
+def test_a_bundle_that_was_exported_with_other_options_is_not_taken_for_the_default_one(
+    hybrid_checkpoint: Path, tmp_path: Path
+) -> None:
+    export_checkpoint(hybrid_checkpoint, tmp_path / "b", options=ExportOptions(lookahead=0))
+    made = ensure_bundle(hybrid_checkpoint, tmp_path / "b", on_progress=silent)
+    assert not made.reused
+    assert made.bundle.meta.encoder.attention_context == (70, 13)

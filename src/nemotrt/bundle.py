@@ -8,7 +8,7 @@ A bundle is a folder:
     tokens.txt                         the same with ids and ``<blk>``, as sherpa-onnx reads it
     tokenizer.model                    SentencePiece model, if the checkpoint has one
 
-Writers build it in a temporary folder and publish it by rename, the metadata last (see ``nemotrt.export.publish``).
+Writers build it in a temporary folder and publish it by rename, the metadata last (see ``nemotrt.bundle_writer``).
 Readers call :func:`load_bundle`, which refuses a folder that is incomplete; :func:`verify_digests` proves
 that nothing was altered.
 """
@@ -164,6 +164,14 @@ class FileRecord(_Record):
     sha256: Sha256
 
 
+class ExportRecord(_Record):
+    """What was asked of the export: see ``nemotrt.export.ExportOptions``."""
+
+    components: tuple[str, ...] = ()
+    lookahead: int | None = None
+    cache: CacheLayout = "inputs"
+
+
 class BundleMeta(_Record):
     """The whole of ``model_meta.json``. ``cast_from`` is the fingerprint of the bundle this one was cast from."""
 
@@ -180,6 +188,7 @@ class BundleMeta(_Record):
     blank_id: int
     tokenizer: Literal["sentencepiece", "characters"]
     checkpoint_sha256: Sha256
+    exported: ExportRecord = ExportRecord()
     cast_from: Sha256 | None = None
     tools: dict[str, str]
     files: dict[str, FileRecord]

@@ -325,7 +325,7 @@ def transcribe(
 
     clips = [clip for path in audio for clip in read_clips(path)]
     with open_transcriber(model, decoder=_decoder(decoder), threads=threads) as transcriber:
-        heard = tuple(transcribe_clips(transcriber, clips))
+        heard = transcribe_clips(transcriber, clips)
         if as_json:
             rows = [
                 {"path": str(h.clip.path), "seconds": h.seconds, "text": h.text, "token_ids": h.token_ids}

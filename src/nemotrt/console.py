@@ -111,8 +111,8 @@ def print_engines(made: Iterable[MadeEngine]) -> None:
     _out.print(table)
 
 
-def print_transcripts(transcriber: Transcriber, spoken: Sequence[ClipText]) -> None:
-    """One line a clip; what ran it goes to stderr."""
+def print_transcripts(transcriber: Transcriber, spoken: Iterable[ClipText]) -> None:
+    """One line a clip, as it is heard; what ran it goes to stderr."""
     _err.print(f"{transcriber.decoder} on {transcriber.label}", style="dim")
     for one in spoken:
         _out.file.write(f"{one.clip.path}\t{one.text}\n")  # the console would make blanks of the tab

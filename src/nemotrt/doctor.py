@@ -40,7 +40,7 @@ def diagnose(folder: Path) -> tuple[Finding, ...]:
         _onnxruntime(),
         _tensorrt("tensorrt-rtx", "builds engines with and without a GPU"),
         _tensorrt("tensorrt", "builds engines for the GPU of this machine"),
-        _package("cuda-bindings", "runs engines", "pip install 'nemotrt[gpu]'"),
+        _package("cuda-bindings", "runs engines", "pip install 'nemotrt[rtx]'"),
         _package("nemo_toolkit", "oracle of the parity tests; not needed to export", "pip install 'nemotrt[nemo]'"),
         _package("torch", "needed by NeMo only", "pip install 'nemotrt[nemo]'"),
         _package("polygraphy", "inspects and compares our graphs and engines", "pip install polygraphy"),
@@ -79,9 +79,7 @@ def _onnxruntime() -> Finding:
     except ImportError as exc:
         return Finding("ONNX Runtime", "no", str(exc), f"{sys.executable} -m pip install --force-reinstall onnxruntime")
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    has_cuda = "CUDA" in providers
-    advice = "" if has_cuda or not can_run() else "pip uninstall onnxruntime; pip install 'nemotrt[gpu]'"
-    return Finding("ONNX Runtime", "yes", f"{onnxruntime.__version__}: {', '.join(providers)}", advice)
+    return Finding("ONNX Runtime", "yes", f"{onnxruntime.__version__}: {', '.join(providers)}; used on the CPU")
 
 
 def _tensorrt(name: RuntimeName, purpose: str) -> Finding:

@@ -19,7 +19,7 @@ from nemotrt.bundle_writer import remove_leftovers
 from nemotrt.engines.manifest import EngineBuild, EngineIdentity, identity_from_bundle
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.errors import BundleError, EngineError, MachineError, UsageError
-from nemotrt.export import export_checkpoint
+from nemotrt.export import ExportOptions, export_checkpoint
 from nemotrt.profiles import AxisRange, Profile, axis_ranges
 from nemotrt.tensorrt_api import RuntimeName, best_runtime, can_run, load_api
 from nemotrt.trt.build import BuildRequest, build_engine, check_target
@@ -31,7 +31,9 @@ Progress = Callable[[str, float], None]
 NOT_BUILT: frozenset[ComponentName] = frozenset({"preprocessor"})
 """Components that always run on ONNX Runtime: the front end is a few small operators in FP32."""
 
-NOT_BUILT_UNASKED: frozenset[ComponentName] = frozenset({"decoder_joint", "rnnt_step", "greedy_step"})
+NOT_BUILT_UNASKED: frozenset[ComponentName] = frozenset(
+    {"encoder_streaming", "decoder_joint", "rnnt_step", "greedy_step"}
+)
 """Components that nothing here runs on a GPU yet."""
 
 
@@ -95,7 +97,8 @@ def ensure_bundle(checkpoint: Path, destination: Path, *, on_progress: Progress)
     existing = _sound_bundle(destination)
     if existing is not None and checkpoint.is_file():
         same_tool = existing.meta.tools.get("nemotrt") == __version__
-        if same_tool and existing.meta.checkpoint_sha256 == sha256_of_file(checkpoint):
+        same_options = existing.meta.exported == ExportOptions().record()
+        if same_tool and same_options and existing.meta.checkpoint_sha256 == sha256_of_file(checkpoint):
             return MadeBundle(existing, reused=True)
     bundle = export_checkpoint(
         checkpoint, destination, overwrite=True, on_progress=lambda name: on_progress(f"writing {name}", 0.5)

@@ -6,12 +6,13 @@ MODEL is a folder of ``nemotrt run``  its verified engines where a GPU can run t
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotrt.bench.compare import compare
+from nemotrt.bench.engine_limits import EngineLimits
 from nemotrt.bench.latency import LatencyPlan, measure
 from nemotrt.bench.results import Comparison, Latency
 from nemotrt.bench.roofline import hardware_peak
@@ -25,10 +26,13 @@ from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.engines.tensorrt_runner import TensorRTRunner
 from nemotrt.engines.transcriber import Transcriber, components_of, decoders_of
-from nemotrt.errors import AudioError, UsageError
+from nemotrt.errors import AudioError, EngineError, MachineError, UsageError
 from nemotrt.pipeline import BUNDLE, BUNDLE_FP16, ENGINES
 from nemotrt.stages import is_cast_of, proven_bundle
 from nemotrt.tensorrt_api import can_run
+
+_BATCH_SIZE = 4
+"""Rows of the batches that clips are compared in, where an engine takes as many."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,21 @@ class ClipText:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a transcriber is made of, and which clips and batches its engines take."""
+
+    bundle: Bundle
+    runners: Mapping[str, Runner] = field(default_factory=dict)
+    limits: EngineLimits = field(default_factory=EngineLimits)
+
+
+@dataclass(frozen=True)
+class _OpenedModel:
+    transcriber: Transcriber
+    limits: EngineLimits
+
+
 @contextmanager
 def open_transcriber(model: Path, *, decoder: Decoder | None, threads: int | None) -> Iterator[Transcriber]:
     """A transcriber of ``model``, closed on exit.
@@ -49,12 +68,8 @@ def open_transcriber(model: Path, *, decoder: Decoder | None, threads: int | Non
         BundleError: ``model`` is neither a bundle nor a run folder, or is damaged.
         UsageError: it has no such decoder.
     """
-    with ExitStack() as stack:
-        if (model / META_NAME).exists() or not (model / BUNDLE).is_dir():
-            bundle, runners = proven_bundle(model), dict[str, Runner]()
-        else:
-            bundle, runners = _from_run_folder(model, decoder, stack)
-        yield stack.enter_context(Transcriber(bundle, decoder=decoder, runners=runners, threads=threads))
+    with _opened_model(model, decoder, threads) as opened:
+        yield opened.transcriber
 
 
 def transcribe_clips(transcriber: Transcriber, clips: Sequence[Clip]) -> Iterator[ClipText]:
@@ -86,7 +101,7 @@ def compare_models(
         UsageError: two different checkpoints, or a model without this decoder.
         BundleError, AudioError: something cannot be read.
     """
-    with _opened([reference, candidate], decoder, threads) as systems:
+    with _opened([reference, candidate], decoder, threads) as (systems, limits):
         first, second = (system.transcriber.bundle.meta for system in systems)
         if first.checkpoint_sha256 != second.checkpoint_sha256:
             raise UsageError(
@@ -97,7 +112,16 @@ def compare_models(
             )
         tolerance = tolerance_for(second.family, second.precision, decoder=systems[1].transcriber.decoder)
         utterances = _utterances(audio, systems)
-        return compare(systems[0], systems[1], utterances, tolerance=tolerance, on_progress=on_progress)
+        frames = [len(utterance.waveform.samples) // second.mel.hop_samples for utterance in utterances]
+        rows = limits[1].largest_batch(frames, at_most=_BATCH_SIZE)
+        return compare(
+            systems[0],
+            systems[1],
+            utterances,
+            tolerance=tolerance,
+            batch_size=rows if rows > 1 else None,
+            on_progress=on_progress,
+        )
 
 
 def bench_models(
@@ -117,7 +141,7 @@ def bench_models(
     twice = sorted({str(model) for model in models if models.count(model) > 1})
     if twice:
         raise UsageError("one model was given twice", found=", ".join(twice), fix="give each model once")
-    with _opened(models, decoder, plan.threads) as systems:
+    with _opened(models, decoder, plan.threads) as (systems, _):
         gpu = next((gpu.name for gpu in can_run().gpus), None)
         peaks = {
             system.name: hardware_peak(
@@ -129,13 +153,24 @@ def bench_models(
 
 
 @contextmanager
-def _opened(models: Sequence[Path], decoder: Decoder | None, threads: int | None) -> Iterator[tuple[System, ...]]:
+def _opened_model(model: Path, decoder: Decoder | None, threads: int | None) -> Iterator[_OpenedModel]:
     with ExitStack() as stack:
-        systems = []
-        for model in models:
-            transcriber = stack.enter_context(open_transcriber(model, decoder=decoder, threads=threads))
-            systems.append(System.named_by_precision(transcriber))
-        yield _named_apart(systems, models)
+        if (model / META_NAME).exists() or not (model / BUNDLE).is_dir():
+            parts = _Parts(proven_bundle(model))
+        else:
+            parts = _from_run_folder(model, decoder, stack)
+        transcriber = Transcriber(parts.bundle, decoder=decoder, runners=parts.runners, threads=threads)
+        yield _OpenedModel(stack.enter_context(transcriber), parts.limits)
+
+
+@contextmanager
+def _opened(
+    models: Sequence[Path], decoder: Decoder | None, threads: int | None
+) -> Iterator[tuple[tuple[System, ...], tuple[EngineLimits, ...]]]:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_opened_model(model, decoder, threads)) for model in models]
+        systems = [System.named_by_precision(one.transcriber) for one in opened]
+        yield _named_apart(systems, models), tuple(one.limits for one in opened)
 
 
 def _named_apart(systems: Sequence[System], models: Sequence[Path]) -> tuple[System, ...]:
@@ -170,21 +205,28 @@ def _refuse_length(clip: Clip, waveform: Waveform, transcriber: Transcriber) -> 
         )
 
 
-def _from_run_folder(folder: Path, decoder: Decoder | None, stack: ExitStack) -> tuple[Bundle, dict[str, Runner]]:
+def _from_run_folder(folder: Path, decoder: Decoder | None, stack: ExitStack) -> _Parts:
     """The FP16 bundle with runners of its verified engines; where none can run here, the FP32 bundle and no runners."""
     reference = proven_bundle(folder / BUNDLE)
     gpus = frozenset(gpu.name for gpu in can_run().gpus)
     if not gpus:
-        return reference, {}
+        return _Parts(reference)
     typed = proven_bundle(folder / BUNDLE_FP16)
-    engines = _verified_engines(folder, typed, gpus) if is_cast_of(reference.meta, typed.meta) else {}
+    verified = _verified_engines(folder, typed, gpus) if is_cast_of(reference.meta, typed.meta) else {}
+    wanted = components_of(decoder or decoders_of(reference.meta)[0])
+    engines = {name: engine for name, engine in verified.items() if name in wanted}
     runners: dict[str, Runner] = {}
-    for name in components_of(decoder or decoders_of(reference.meta)[0]):
-        if name in engines:
-            runner = TensorRTRunner.open(engines[name])
+    try:
+        for name, engine in engines.items():
+            runner = TensorRTRunner.open(engine)
             stack.callback(runner.close)
             runners[name] = runner
-    return (typed, runners) if runners else (reference, {})
+    except (EngineError, MachineError):
+        # Verified once, but built by another version of the library than the one here.
+        return _Parts(reference)
+    if not runners:
+        return _Parts(reference)
+    return _Parts(typed, runners, EngineLimits.of(engine.manifest for engine in engines.values()))
 
 
 def _verified_engines(folder: Path, bundle: Bundle, gpus: Container[str]) -> dict[str, StoredEngine]:

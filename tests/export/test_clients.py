@@ -141,6 +141,15 @@ def test_onnx_asr_loads_the_tdt_layout_unchanged_and_says_what_nemo_says(
     assert found == nemo
 
 
+def test_a_model_of_other_features_than_the_client_computes_gets_no_layout(
+    hybrid_bundle: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="other features") as refusal:
+        write_onnx_asr_layout(hybrid_bundle, tmp_path / "model")
+    assert refusal.value.found == "normalize 'none', 'per_feature' there"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_layout_needs_the_fused_decoder_and_a_new_folder(tdt_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="predictor and joint in one graph"):
         write_onnx_asr_layout(tdt_bundle, tmp_path / "model")

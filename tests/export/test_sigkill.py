@@ -78,7 +78,7 @@ def test_fifty_killed_exports_leave_a_whole_bundle_or_none(
         replaces = left.total() % 2 == 1
         shutil.rmtree(destination, ignore_errors=True)
         if replaces:
-            shutil.copytree(hybrid_bundle.path, destination, copy_function=os.link)
+            shutil.copytree(hybrid_bundle.path, destination)
         child = processes.Process(target=exported, args=(tdt_checkpoint, destination))
         child.start()
         time.sleep(duration * (left.total() + rng.random()) / KILLS)
@@ -140,7 +140,7 @@ def test_a_kill_between_two_steps_of_publishing_leaves_a_whole_bundle_or_none(
     for step, expected in enumerate([*left, "new"]):
         destination = tmp_path / str(step) / "bundle"
         if replaces:
-            shutil.copytree(hybrid_bundle.path, destination, copy_function=os.link)
+            shutil.copytree(hybrid_bundle.path, destination)
         child = processes.Process(target=exported_until, args=(tdt_checkpoint, destination, step))
         child.start()
         child.join(60)

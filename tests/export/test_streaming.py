@@ -140,3 +140,46 @@ def test_a_component_that_the_model_does_not_have_is_refused(tdt_checkpoint: Pat
     with pytest.raises(UsageError, match="no component 'ctc'") as refusal:
         export_checkpoint(tdt_checkpoint, tmp_path / "m", options=ExportOptions(components=("encoder", "ctc")))
     assert "greedy_step" in str(refusal.value.fix)
+
+
+def test_rows_of_a_batch_may_be_at_different_points_of_their_streams(hybrid_checkpoint: Path, tmp_path: Path) -> None:
+    """A first window and a fourth one in one call give what each gives alone."""
+    bundle = exported(hybrid_checkpoint, tmp_path, lookahead=6)
+    spec = bundle.component("encoder_streaming")
+    runner = OnnxRuntimeRunner(bundle.graph_path("encoder_streaming"), spec=spec, threads=1)
+    shapes = {tensor.name: [1 if axis == "batch" else int(axis) for axis in tensor.shape] for tensor in spec.inputs}
+    window = shapes["audio_signal"][2]
+    first = {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in spec.inputs}
+    first |= {"length": np.array([window])}
+    rng = np.random.default_rng(0)
+    late = dict(first)
+    for _ in range(3):
+        signal = rng.standard_normal(shapes["audio_signal"]).astype(np.float32)
+        outputs = runner.run({**late, "audio_signal": signal})
+        late |= {name: outputs[f"{name}_out"] for name in late if name.startswith("cache")}
+    signals = rng.standard_normal((2, *shapes["audio_signal"][1:])).astype(np.float32)
+    alone = [runner.run({**state, "audio_signal": signals[i : i + 1]}) for i, state in enumerate((first, late))]
+    axis_of_batch = {name: shape.index("batch") for name, shape in ((t.name, t.shape) for t in spec.inputs)}
+    together = runner.run(
+        {
+            **{name: np.concatenate([first[name], late[name]], axis=axis) for name, axis in axis_of_batch.items()},
+            "audio_signal": signals,
+        }
+    )
+    for row, outputs in enumerate(alone):
+        assert np.abs(together["encoder_output"][row] - outputs["encoder_output"][0]).max() <= TOLERANCE
+
+
+def test_pushed_features_of_another_shape_are_refused(hybrid_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = exported(hybrid_checkpoint, tmp_path, lookahead=6)
+    spec = bundle.component("encoder_streaming")
+    runner = OnnxRuntimeRunner(bundle.graph_path("encoder_streaming"), spec=spec, threads=1)
+    stream = StreamingEncoder(bundle, runner)
+    for shape in ((2, 80, 10), (1, 64, 10), (80, 10)):
+        with pytest.raises(UsageError, match="do not fit the stream"):
+            stream.push(np.zeros(shape, np.float32))
+
+
+def test_a_cache_layout_without_a_cache_is_refused(hybrid_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing that has a cache"):
+        export_checkpoint(hybrid_checkpoint, tmp_path / "m", options=ExportOptions(cache="kv"))
