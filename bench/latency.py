@@ -199,7 +199,7 @@ def _encoder_work(
     """By formula from the contract, padding included: the batch is computed at its longest row."""
     bundle, spec = transcriber.bundle, transcriber.bundle.meta.encoder
     component = "ctc" if transcriber.decoder == "ctc" else "encoder"
-    feature_frames = max(samples) // bundle.meta.mel.hop_samples
+    feature_frames = max(samples) // bundle.meta.audio_front_end().hop_samples
     frames = spec.encoder_frames_from_feature_frames(feature_frames)
     flops = encoder_layer_flops(spec, encoder_frames=frames, batch=len(samples))
     channels = subsampling_channels(bundle.graph_path(component))

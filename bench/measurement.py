@@ -126,7 +126,7 @@ class _Session:
         meta, geometry = self._subject.reference.meta, self._subject.reference.meta.geometry
         longest = geometry.seconds_from_feature_frames(geometry.max_feature_frames)
         kept = []
-        for utterance in read_utterances(self._subject.clips, sample_rate=meta.mel.sample_rate):
+        for utterance in read_utterances(self._subject.clips, sample_rate=meta.audio_front_end().sample_rate):
             frames, what = self._frames(utterance), f"clip {utterance.clip.name}, {utterance.waveform.seconds:.2f} s"
             if not 1 <= frames <= geometry.max_feature_frames:
                 self._skip(what, f"the model takes one feature frame to {longest:g} s")
@@ -137,7 +137,7 @@ class _Session:
         return tuple(kept)
 
     def _frames(self, utterance: Utterance) -> int:
-        return len(utterance.waveform.samples) // self._subject.reference.meta.mel.hop_samples
+        return len(utterance.waveform.samples) // self._subject.reference.meta.audio_front_end().hop_samples
 
     def _systems(self, decoder: Decoder, stack: ExitStack) -> tuple[System, ...]:
         """FP32 first, then FP16, then the engines where a GPU can run them."""

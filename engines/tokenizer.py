@@ -1,6 +1,6 @@
 """Token ids to text, exactly as NeMo writes it.
 
-    ids -> SentencePiece (or joined characters) -> no space before punctuation of the vocabulary
+    ids -> SentencePiece (or joined characters, or joined pieces) -> no space before punctuation of the vocabulary
 
 The last step is NeMo's: models trained with punctuation may spell a mark as a word of its own.
 """
@@ -49,7 +49,9 @@ class Tokenizer:
 
 
 def tokenizer_from_bundle(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer: its SentencePiece model, or the characters of its vocabulary.
+    """The bundle's tokenizer: its SentencePiece model, the characters of its vocabulary, or its pieces.
+
+    An aggregate tokenizer writes the pieces of all its languages alike, so their models are not needed.
 
     Raises:
         BundleError: the SentencePiece model is missing, unreadable, or not the one of the vocabulary.
@@ -57,6 +59,8 @@ def tokenizer_from_bundle(bundle: Bundle) -> Tokenizer:
     pieces = bundle.vocabulary()
     if bundle.meta.tokenizer == "characters":
         return Tokenizer(pieces, lambda ids: "".join(pieces[token] for token in ids))
+    if bundle.meta.tokenizer == "aggregate":
+        return Tokenizer(pieces, lambda ids: "".join(pieces[token] for token in ids).replace("▁", " ").strip())
     processor = _sentencepiece(bundle.path / TOKENIZER_NAME, pieces)
     return Tokenizer(pieces, lambda ids: str(processor.decode(ids)))
 

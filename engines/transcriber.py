@@ -21,7 +21,7 @@ from nemotrt.engines.audio import Waveform
 from nemotrt.engines.decoding_ctc import greedy_ctc
 from nemotrt.engines.decoding_transducer import GreedyTransducer
 from nemotrt.engines.hypothesis import Decoder, Hypothesis
-from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
+from nemotrt.engines.open_component import open_component
 from nemotrt.engines.runner import Array, Runner
 from nemotrt.engines.tokenizer import tokenizer_from_bundle
 from nemotrt.errors import AudioError, BundleError, UsageError
@@ -108,9 +108,20 @@ class Transcriber:
             AudioError: a waveform of another sample rate, shorter than one feature frame, or longer than the
                 encoder's position table.
         """
-        if not waveforms:
-            return ()
-        encoded, lengths = self.encode(*self.features(waveforms))
+        return self._transcribed(*self.features(waveforms)) if waveforms else ()
+
+    def transcribe_features(self, features: Sequence[Array]) -> tuple[Transcription, ...]:
+        """Text of every array of features, float32 ``[F, frames]``, as one batch: for models that do not take audio.
+
+        Raises:
+            UsageError: another number of features, none or too many frames, or another dtype.
+        """
+        for index, array in enumerate(features):
+            self._check_features(array, where=f"features {index + 1} of {len(features)}")
+        return self._transcribed(*_padded_features(features)) if features else ()
+
+    def _transcribed(self, audio_signal: Array, length: Array) -> tuple[Transcription, ...]:
+        encoded, lengths = self.encode(audio_signal, length)
         hypotheses = self.decode(encoded, lengths)
         by_channel = encoded.transpose(0, 2, 1) if self.decoder == "ctc" else encoded
         return tuple(
@@ -168,9 +179,10 @@ class Transcriber:
         with ExitStack() as opened:
             for name in components_of(self.decoder):
                 runner = given.get(name)
+                if name == "preprocessor" and self.bundle.meta.mel is None:
+                    continue
                 if runner is None:
-                    graph, spec = self.bundle.graph_path(name), self.bundle.component(name)
-                    runner = OnnxRuntimeRunner(graph, spec=spec, threads=threads)
+                    runner = open_component(self.bundle, name, threads=threads)
                     opened.callback(runner.close)
                 runners[name] = runner
             self._own = opened.pop_all()
@@ -184,8 +196,19 @@ class Transcriber:
             self._runners["predictor"], self._runners["joint"], spec=meta.transducer, blank_id=meta.blank_id
         )
 
+    def _check_features(self, array: Array, *, where: str) -> None:
+        spec = self.bundle.meta.encoder
+        is_fit = array.ndim == 2 and array.shape[0] == spec.features and array.dtype == np.float32
+        if not is_fit or not 1 <= array.shape[1] <= spec.max_feature_frames:
+            raise UsageError(
+                "the features do not fit the model",
+                where=where,
+                found=f"{array.dtype} {list(array.shape)}",
+                fix=f"give float32 [{spec.features}, 1 to {spec.max_feature_frames}]",
+            )
+
     def _check(self, waveform: Waveform, *, where: str) -> None:
-        mel, limit = self.bundle.meta.mel, self.bundle.meta.encoder.max_feature_frames
+        mel, limit = self.bundle.meta.audio_front_end(), self.bundle.meta.encoder.max_feature_frames
         frame_seconds = mel.hop_samples / mel.sample_rate
         if waveform.sample_rate != mel.sample_rate:
             raise AudioError(
@@ -239,6 +262,15 @@ def _check_names(bundle: Bundle, runners: Mapping[str, Runner]) -> None:
 def _label(runners: Sequence[Runner]) -> str:
     """The backends of the model, each once. The front end does not count: it runs on ONNX Runtime always."""
     return " + ".join(dict.fromkeys(runner.label for runner in runners))
+
+
+def _padded_features(features: Sequence[Array]) -> tuple[Array, Array]:
+    """One batch ``[batch, F, frames]``, padded with zeros, and the lengths ``[batch]``."""
+    lengths = np.asarray([array.shape[1] for array in features], dtype=np.int64)
+    batch = np.zeros((len(features), features[0].shape[0], int(lengths.max())), dtype=np.float32)
+    for row, array in zip(batch, features, strict=True):
+        row[:, : array.shape[1]] = array
+    return batch, lengths
 
 
 def _padded(waveforms: Sequence[Waveform]) -> dict[str, Array]:

@@ -57,7 +57,7 @@ def write_onnx_asr_layout(bundle: Bundle, folder: Path) -> str:
 
 
 def _refuse_other_features(bundle: Bundle) -> None:
-    mel = bundle.meta.mel
+    mel = bundle.meta.audio_front_end()
     differs = [
         f"{name} {getattr(mel, name)!r}, {value!r} there"
         for name, value in _ONNX_ASR_FEATURES.items()
@@ -106,7 +106,7 @@ def _config(bundle: Bundle, model_type: str) -> dict[str, object]:
     meta = bundle.meta
     config: dict[str, object] = {
         "model_type": model_type,
-        "features_size": meta.mel.features,
+        "features_size": meta.audio_front_end().features,
         "subsampling_factor": meta.encoder.subsampling_factor,
     }
     if meta.transducer is not None:

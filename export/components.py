@@ -1,20 +1,22 @@
 """The components of a model, as graphs: which ones it can have, and what each is called at its edges.
 
-preprocessor                               every model
+preprocessor                               every model that takes audio
 encoder, predictor, joint                  a transducer: what nemotrt decodes with
 ctc                                        a CTC head: the whole model, encoder and head
 rnnt_step, greedy_step                     one step of decoding: predictor and joint; with the search's state and choice
 encoder_streaming                          a cache-aware encoder, chunk by chunk
+encoder_nomask, ctc_nomask                 the same for rows of one length, without masks: the weights are shared
 decoder_joint                              predictor and joint in one, as NeMo exports them, for other clients
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from nemotrt.bundle import BATCH, ENCODER_FRAMES, ComponentName, StreamingSpec
 from nemotrt.export.config import ModelConfig
-from nemotrt.export.encoder import encoder
+from nemotrt.export.encoder import Encoded, encoder
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.heads import ctc_head, decoder_joint, joint, predictor
 from nemotrt.export.mel import mel_front_end
@@ -22,8 +24,13 @@ from nemotrt.export.steps import StepModel, greedy_step, rnnt_step
 from nemotrt.export.streaming import streaming_encoder
 from nemotrt.export.weights import Weights
 
-DEFAULT: tuple[ComponentName, ...] = ("preprocessor", "encoder", "predictor", "joint", "ctc")
+DEFAULT: tuple[ComponentName, ...] = (
+    "preprocessor", "encoder", "encoder_nomask", "predictor", "joint", "ctc", "ctc_nomask",
+)  # fmt: skip
 """What nemotrt itself decodes with; the others are written when they are asked for."""
+
+VARIANT_OF: Mapping[ComponentName, ComponentName] = MappingProxyType({"encoder_nomask": "encoder", "ctc_nomask": "ctc"})
+"""Components that are another graph over the weights of a component, and need that component beside them."""
 
 _Writer = Callable[[GraphBuilder, Weights], None]
 
@@ -34,13 +41,15 @@ def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> M
     They check the weights they name (``WeightsError``), and read them when the graph is saved.
     ``streaming`` is ``None`` for an encoder that cannot be streamed.
     """
-    writers: dict[ComponentName, _Writer] = {
-        "preprocessor": lambda g, weights: mel_front_end(g, weights, config.mel, zero_guard=config.mel_zero_guard)
-    }
-    transducer, ctc_prefix = config.transducer, config.ctc_prefix
+    writers: dict[ComponentName, _Writer] = {}
+    front_end, transducer, ctc_prefix = config.front_end, config.transducer, config.ctc_prefix
+    if front_end is not None:
+        mel, zero_guard = front_end.mel, front_end.zero_guard
+        writers["preprocessor"] = lambda g, weights: mel_front_end(g, weights, mel, zero_guard=zero_guard)
     if transducer is not None:
         d_model, pieces = config.encoder.spec.d_model, config.blank_id
-        writers["encoder"] = lambda g, weights: _encoder(g, weights, config)
+        writers["encoder"] = lambda g, weights: _encoder(g, weights, config, masked=True)
+        writers["encoder_nomask"] = lambda g, weights: _encoder(g, weights, config, masked=False)
         writers["predictor"] = lambda g, weights: predictor(g, weights, transducer.spec, vocabulary_size=pieces)
         writers["joint"] = lambda g, weights: joint(g, weights, transducer, d_model=d_model, vocabulary_size=pieces)
         writers["decoder_joint"] = lambda g, weights: decoder_joint(
@@ -50,23 +59,29 @@ def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> M
         writers["rnnt_step"] = lambda g, weights: rnnt_step(g, weights, step)
         writers["greedy_step"] = lambda g, weights: greedy_step(g, weights, step)
     if ctc_prefix is not None:
-        writers["ctc"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix)
+        writers["ctc"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix, masked=True)
+        writers["ctc_nomask"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix, masked=False)
     if streaming is not None:
         writers["encoder_streaming"] = lambda g, weights: streaming_encoder(g, weights, config.encoder, streaming)
     return writers
 
 
-def _encoder(g: GraphBuilder, weights: Weights, config: ModelConfig) -> None:
-    encoded = encoder(g, weights, config.encoder)
+def _encoder(g: GraphBuilder, weights: Weights, config: ModelConfig, *, masked: bool) -> None:
+    encoded = encoder(g, weights, config.encoder, masked=masked)
     channels_first = g.op("Transpose", encoded.x, perm=[0, 2, 1])
     g.output(channels_first, "encoder_output", "float32", (BATCH, config.encoder.spec.d_model, ENCODER_FRAMES))
-    g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))
+    _lengths(g, encoded)
 
 
-def _ctc(g: GraphBuilder, weights: Weights, config: ModelConfig, *, prefix: str) -> None:
-    encoded = encoder(g, weights, config.encoder)
+def _ctc(g: GraphBuilder, weights: Weights, config: ModelConfig, *, prefix: str, masked: bool) -> None:
+    encoded = encoder(g, weights, config.encoder, masked=masked)
     width = config.blank_id + 1
     d_model = config.encoder.spec.d_model
     logprobs = ctc_head(g, weights, encoded.x, prefix=prefix, d_model=d_model, width=width)
     g.output(logprobs, "logprobs", "float32", (BATCH, ENCODER_FRAMES, width))
-    g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))
+    _lengths(g, encoded)
+
+
+def _lengths(g: GraphBuilder, encoded: Encoded) -> None:
+    if encoded.lengths is not None:
+        g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))

@@ -1,6 +1,6 @@
 """What a checkpoint's config says about the model, in one frozen value.
 
-    model_config.yaml (mapping) -> ModelConfig(mel, encoder, transducer, ctc, vocabulary, tokenizer)
+    model_config.yaml (mapping), ModelChoices -> ModelConfig(front_end, encoder, transducer, ctc, vocabulary, tokenizer)
 
 Defaults are NeMo's own (``nemo.collections.asr.modules``). What nemotrt does not build is refused by the config key.
 """
@@ -12,28 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from nemotrt.bundle import EncoderSpec, Family, MelSpec, TransducerSpec
-from nemotrt.errors import ConfigError, UnsupportedModelError, UsageError
+from nemotrt.bundle import Family, MelSpec, TokenizerKind, TransducerSpec, frame_seconds_of
+from nemotrt.errors import ConfigError, UnsupportedModelError
+from nemotrt.export.encoder_config import AS_TRAINED, LOCAL_ATTENTION, EncoderConfig, ModelChoices, encoder_config
 from nemotrt.export.section import Section, shown
 
 Decoder = Literal["ctc", "rnnt", "tdt"]
 
-_MAX_CONTEXT_FRAMES = 1 << 20
+_LOCAL_ATTENTION_NOTE = (
+    "encoder.self_attention_model rel_pos_local_attn is written as attention over all frames under a window mask: "
+    "the same results, at a cost that grows with the square of the length"
+)
 _LINE_ENDS = frozenset("\n\r")
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The encoder (``ConformerEncoder``). ``conv_context`` is (left, right) padding of the depthwise convolution."""
-
-    spec: EncoderSpec
-    subsampling: Literal["dw_striding", "striding"]
-    subsampling_channels: int
-    positions: Literal["rel_pos", "abs_pos"]
-    use_bias: bool
-    xscaling: bool
-    conv_norm: Literal["batch_norm", "layer_norm"]
-    conv_context: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -51,23 +41,42 @@ class TransducerConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """``model`` is the ``nemo:`` reference of a SentencePiece model, ``None`` for character vocabularies."""
+    """``models`` are ``nemo:`` references of SentencePiece models: none for character vocabularies, one a language for
+    aggregate tokenizers, whose vocabularies stand one behind the other."""
 
-    model: str | None
+    kind: TokenizerKind
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """The log-mel front end. ``zero_guard`` is added to energies before the logarithm."""
+
+    mel: MelSpec
+    zero_guard: float
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A supported model. ``ctc_prefix`` is where the CTC head's weights stand, ``None`` without such a head."""
+    """A supported model. ``front_end`` is ``None`` for a model that takes other features than log-mel energies,
+    ``ctc_prefix`` is where the CTC head's weights stand, ``None`` without such a head.
+
+    ``notes`` say in what the export differs from the checkpoint without changing its results.
+    """
 
     family: Family
-    mel: MelSpec
-    mel_zero_guard: float
+    front_end: FrontEnd | None
     encoder: EncoderConfig
     transducer: TransducerConfig | None
     ctc_prefix: Literal["decoder", "ctc_decoder"] | None
     vocabulary: tuple[str, ...]
     tokenizer: TokenizerConfig
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mel(self) -> MelSpec | None:
+        """The front end's part of the contract."""
+        return None if self.front_end is None else self.front_end.mel
 
     @property
     def blank_id(self) -> int:
@@ -75,157 +84,65 @@ class ModelConfig:
         return len(self.vocabulary)
 
 
-def model_config(config: Mapping[str, Any], *, origin: Path, lookahead: int | None = None) -> ModelConfig:
+def model_config(config: Mapping[str, Any], *, origin: Path, choices: ModelChoices = AS_TRAINED) -> ModelConfig:
     """Read a parsed ``model_config.yaml``.
-
-    ``lookahead`` chooses among several trained attention contexts, by encoder frames to the right; ``None``: the first.
 
     Raises:
         ConfigError: a key is missing or of the wrong type, or two keys contradict each other.
         UnsupportedModelError: a well-formed model of a kind that nemotrt does not build.
+        UsageError: a choice that the model does not have.
     """
     root = Section(config, "", origin)
     _refuse_other_tasks(root)
-    encoder = _encoder(root.section("encoder"), lookahead)
-    mel, zero_guard = _mel(root.section("preprocessor"), root)
-    if mel.features != encoder.spec.features:
+    front_end, notes = _front_end(root)
+    frame_seconds = frame_seconds_of(None if front_end is None else front_end.mel)
+    section = root.section("encoder")
+    encoder = encoder_config(section, choices, frame_seconds=frame_seconds)
+    if section.values.get("self_attention_model") == LOCAL_ATTENTION:
+        notes += (_LOCAL_ATTENTION_NOTE,)
+    if front_end is not None and front_end.mel.features != encoder.spec.features:
         raise ConfigError(
             "preprocessor.features and encoder.feat_in differ",
             where=origin,
-            found=f"{mel.features}, {encoder.spec.features}",
+            found=f"{front_end.mel.features}, {encoder.spec.features}",
         )
     transducer, ctc_prefix, vocabulary = _heads(root, encoder)
     return ModelConfig(
         family=_family(encoder, transducer, ctc_prefix),
-        mel=mel,
-        mel_zero_guard=zero_guard,
+        front_end=front_end,
         encoder=encoder,
         transducer=transducer,
         ctc_prefix=ctc_prefix,
         vocabulary=vocabulary,
         tokenizer=_tokenizer(root),
+        notes=notes,
     )
 
 
 def _refuse_other_tasks(root: Section) -> None:
     target = str(root.values.get("target", ""))
-    for section, suffix in (
-        ("encoder", "ConformerEncoder"),
-        ("preprocessor", "AudioToMelSpectrogramPreprocessor"),
-    ):
-        values = root.values.get(section)
-        found = values.get("_target_") if isinstance(values, dict) else None
-        if not isinstance(found, str) or found.rsplit(".", 1)[-1] != suffix:
-            raise UnsupportedModelError(
-                f"{section}._target_ is not a {suffix}",
-                where=root.origin,
-                found=f"{found} in a {target.rsplit('.', 1)[-1] or 'model without target'}",
-                fix="nemotrt builds NeMo's (Fast)Conformer CTC, RNNT, TDT and hybrid speech recognizers",
-            )
+    encoder = root.values.get("encoder")
+    found = encoder.get("_target_") if isinstance(encoder, dict) else None
+    if not isinstance(found, str) or found.rsplit(".", 1)[-1] != "ConformerEncoder":
+        raise UnsupportedModelError(
+            "encoder._target_ is not a ConformerEncoder",
+            where=root.origin,
+            found=f"{found} in a {target.rsplit('.', 1)[-1] or 'model without target'}",
+            fix="nemotrt builds NeMo's (Fast)Conformer CTC, RNNT, TDT and hybrid models",
+        )
     if "transf_decoder" in root.values:
         raise UnsupportedModelError("transf_decoder: attention decoders are not built", where=root.origin, found=target)
 
 
-def _encoder(section: Section, lookahead: int | None) -> EncoderConfig:
-    section.require("reduction", [None])
-    factor: int = section.require("subsampling_factor", [2, 4, 8], default=4)
-    d_model = section.integer("d_model", maximum=1 << 14)
-    heads = section.integer("n_heads", 4)
-    if d_model % heads or d_model % 2:
-        raise ConfigError(
-            "encoder.d_model must be even and a multiple of encoder.n_heads",
-            where=section.origin,
-            found=f"{d_model}, {heads}",
-        )
-    if section.values.get("feat_out", -1) not in (-1, None, d_model):
-        raise UnsupportedModelError(
-            "encoder.feat_out: an output projection is not built",
-            where=section.origin,
-            found=shown(section.values["feat_out"]),
-        )
-    style: Literal["regular", "chunked_limited"] = section.require(
-        "att_context_style", ["regular", "chunked_limited"], default="regular"
-    )
-    causal = section.boolean("causal_downsampling", default=False)
-    kernel = section.integer("conv_kernel_size", 31, maximum=1001)
-    channels = section.integer("subsampling_conv_channels", -1, minimum=-1)
-    max_frames = section.integer("pos_emb_max_len", 5000)
-    return EncoderConfig(
-        spec=EncoderSpec(
-            layers=section.integer("n_layers", maximum=256),
-            d_model=d_model,
-            heads=heads,
-            feed_forward=d_model * section.integer("ff_expansion_factor", 4, maximum=64),
-            conv_kernel=kernel,
-            features=section.integer("feat_in", maximum=4096),
-            subsampling_factor=factor,
-            causal_subsampling=causal,
-            max_encoder_frames=max_frames,
-            max_feature_frames=_longest_input(max_frames, factor, causal=causal),
-            attention_context=_attention_context(section, style, lookahead),
-            attention_style=style,
-        ),
-        subsampling=section.require("subsampling", ["dw_striding", "striding"], default="striding"),
-        subsampling_channels=d_model if channels == -1 else channels,
-        positions=section.require("self_attention_model", ["rel_pos", "abs_pos"], default="rel_pos"),
-        use_bias=section.boolean("use_bias", default=True),
-        xscaling=section.boolean("xscaling", default=True),
-        conv_norm=section.require("conv_norm_type", ["batch_norm", "layer_norm"], default="batch_norm"),
-        conv_context=_conv_context(section, kernel),
-    )
-
-
-def _longest_input(max_encoder_frames: int, factor: int, *, causal: bool) -> int:
-    """The most feature frames whose subsampled length is still within the position table."""
-    return max_encoder_frames * factor - (factor - 1 if causal else 0)
-
-
-def _attention_context(section: Section, style: str, lookahead: int | None) -> tuple[int, int]:
-    """The default (first) of the trained contexts, as NeMo uses at inference, or the one with this look-ahead."""
-    value = section.values.get("att_context_size") or [-1, -1]
-    contexts = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-    for context in contexts:
-        is_pair = isinstance(context, list) and len(context) == 2
-        if not is_pair or not all(_is_context(n) for n in context):
-            raise section.wrong("att_context_size", value, "a pair [left, right], or a list of such pairs")
-    chosen = [context for context in contexts if lookahead in (None, context[1])]
-    if not chosen:
-        raise UsageError(
-            "the encoder was not trained with this look-ahead",
-            where=section.origin,
-            found=f"{lookahead} encoder frames",
-            fix=f"choose from: {', '.join(str(context[1]) for context in contexts)}",
-        )
-    left, right = chosen[0]
-    if style == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
-        raise ConfigError(
-            "encoder.att_context_size: chunked_limited needs a right context, and a left one in multiples of right + 1",
-            where=section.origin,
-            found=[left, right],
-        )
-    return left, right
-
-
-def _is_context(value: object) -> bool:
-    return type(value) is int and -1 <= value <= _MAX_CONTEXT_FRAMES
-
-
-def _conv_context(section: Section, kernel: int) -> tuple[int, int]:
-    if kernel % 2 == 0:
-        raise ConfigError("encoder.conv_kernel_size must be odd", where=section.origin, found=kernel)
-    value = section.values.get("conv_context_size")
-    if value is None:
-        return (kernel - 1) // 2, (kernel - 1) // 2
-    if value == "causal":
-        return kernel - 1, 0
-    if (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(type(n) is int and n >= 0 for n in value)
-        and sum(value) == kernel - 1
-    ):
-        return value[0], value[1]
-    raise section.wrong("conv_context_size", value, f"'causal' or two numbers that sum to {kernel - 1}")
+def _front_end(root: Section) -> tuple[FrontEnd | None, tuple[str, ...]]:
+    """The log-mel front end, or none for a model that is given its features; and what to tell the user of it."""
+    section = root.optional_section("preprocessor")
+    name = None if section is None else section.text("_target_").rsplit(".", 1)[-1]
+    if section is not None and name == "AudioToMelSpectrogramPreprocessor":
+        mel, zero_guard = _mel(section, root)
+        return FrontEnd(mel, zero_guard), ()
+    made_by = "the config has no preprocessor" if name is None else f"preprocessor._target_ is {name}"
+    return None, (f"{made_by}: the bundle has no front end, and its graphs take the model's own features",)
 
 
 def _mel(section: Section, root: Section) -> tuple[MelSpec, float]:
@@ -376,9 +293,17 @@ def _max_symbols(root: Section) -> int:
 def _tokenizer(root: Section) -> TokenizerConfig:
     section = root.optional_section("tokenizer")
     if section is None:
-        return TokenizerConfig(model=None)
-    section.require("type", ["bpe"], default="bpe")
-    return TokenizerConfig(model=section.text("model_path"))
+        return TokenizerConfig("characters")
+    kind = section.require("type", ["bpe", "agg"], default="bpe")
+    if kind == "bpe":
+        return TokenizerConfig("sentencepiece", (section.text("model_path"),))
+    languages = section.section("langs")
+    parts = [languages.section(language) for language in languages.values]
+    for part in parts:
+        part.require("type", ["bpe"], default="bpe")
+    if not parts:
+        raise languages.wrong("", {}, "one tokenizer a language")
+    return TokenizerConfig("aggregate", tuple(part.text("model_path") for part in parts))
 
 
 def _family(encoder: EncoderConfig, transducer: TransducerConfig | None, ctc_prefix: str | None) -> Family:

@@ -23,25 +23,26 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from nemotrt.export.config import EncoderConfig
+from nemotrt.export.convolution_norm import ChannelAffine, norm_over_frames
+from nemotrt.export.encoder_config import EncoderConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.relative_shift import RelativeShift
 from nemotrt.export.weights import FloatArray, Loader, Weights
 
 _LAYER_NORM_EPSILON = 1e-5
-_BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class LayerContext:
     """What all layers share, computed once.
 
-    ``score_bias`` float [B,1,1|T,S]: 0 where attention is allowed, a large negative finite number elsewhere;
-    ``valid`` bool [B,T,1]; ``shift`` turns scores by position into scores by key.
+    ``score_bias`` float [B,1,1|T,S]: 0 where attention is allowed, a large negative finite number elsewhere, ``None``
+    where it is allowed everywhere; ``valid`` bool [B,T,1], ``None`` without padding; ``shift`` turns scores by position
+    into scores by key.
     """
 
-    score_bias: ir.Value
-    valid: ir.Value
+    score_bias: ir.Value | None
+    valid: ir.Value | None
     shift: RelativeShift
 
 
@@ -106,7 +107,9 @@ class ConformerLayer:
         g = self._g
         with g.scope("self_attn"):
             q, k, v, seen = self._queries_keys_values(x, () if cache is None else cache.attention)
-            scores = g.op("Add", self._scores(q, k, positions, context), context.score_bias)
+            scores = self._scores(q, k, positions, context)
+            if context.score_bias is not None:
+                scores = g.op("Add", scores, context.score_bias)
             mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
             joined = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.constant([0, 0, self._d]))
             matrix = self._matrix("self_attn.linear_out", "linear_out", self._d, self._d)
@@ -199,12 +202,18 @@ class ConformerLayer:
                 "Split", self._linear(x, "conv.pointwise_conv1", "pointwise_conv1", d, 2 * d, pointwise=True),
                 outputs=2, axis=-1, num_outputs=2,
             )  # fmt: skip
-            x = g.op("Where", context.valid, g.op("Mul", value, g.op("Sigmoid", gate)), g.constant(0.0))
+            x = g.op("Mul", value, g.op("Sigmoid", gate))
+            if context.valid is not None:
+                x = g.op("Where", context.valid, x, g.constant(0.0))
             inputs = g.op("Transpose", x, perm=[0, 2, 1])
             if cache is not None:
                 inputs = g.op("Concat", cache.convolution, inputs, axis=2)
             pads = self._config.conv_context if cache is None else (0, 0)
-            x = g.op("Transpose", self._depthwise(inputs, pads), perm=[0, 2, 1])
+            x = self._depthwise(inputs, pads)
+            if self._config.conv_norm in ("group_norm", "instance_norm"):
+                source = f"{self._source}.conv.batch_norm"
+                x = norm_over_frames(g, self._weights, self._config, x, source=source, valid=context.valid)
+            x = g.op("Transpose", x, perm=[0, 2, 1])
             if self._config.conv_norm == "layer_norm":
                 x = self._norm(x, "conv.batch_norm")
             return self._linear(g.swish(x), "conv.pointwise_conv2", "pointwise_conv2", d, d, pointwise=True), inputs
@@ -215,8 +224,9 @@ class ConformerLayer:
         load = self._weights.expect(f"{self._source}.conv.depthwise_conv.weight", (d, 1, kernel))
         load_bias = self._bias_loader("conv.depthwise_conv", d)
         weight, bias = load, load_bias
-        if self._config.conv_norm == "batch_norm":
-            norm = _BatchNorm(self._weights, f"{self._source}.conv.batch_norm", d)
+        if self._config.conv_norm in ("batch_norm", "fused_batch_norm"):
+            is_fused = self._config.conv_norm == "fused_batch_norm"
+            norm = ChannelAffine(self._weights, f"{self._source}.conv.batch_norm", d, fused=is_fused)
             weight = lambda: load() * norm.scale()[:, None, None]  # noqa: E731
             bias = lambda: norm.shift(None if load_bias is None else load_bias())  # noqa: E731
         return g.op(
@@ -266,28 +276,3 @@ class ConformerLayer:
 
     def _score_scale(self) -> np.float32:
         return np.float32(1.0 / np.sqrt(self._d // self._config.spec.heads))
-
-
-@dataclass(frozen=True)
-class _BatchNorm:
-    """Inference batch norm as an affine map of the channels: ``x * scale() + shift``."""
-
-    weights: Weights
-    source: str
-    channels: int
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.weights.expect(f"{self.source}.{name}", (self.channels,))
-
-    def scale(self) -> FloatArray:
-        """gamma / sqrt(variance + epsilon)."""
-        variance = self.weights.read(f"{self.source}.running_var")
-        gamma = self.weights.read(f"{self.source}.weight")
-        return np.asarray(gamma / np.sqrt(variance + np.float32(_BATCH_NORM_EPSILON)), np.float32)
-
-    def shift(self, bias: FloatArray | None) -> FloatArray:
-        """beta + (bias - mean) * scale."""
-        mean = self.weights.read(f"{self.source}.running_mean")
-        centred = -mean if bias is None else bias - mean
-        return centred * self.scale() + self.weights.read(f"{self.source}.bias")

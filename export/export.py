@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,16 +30,19 @@ from nemotrt.bundle import (
 from nemotrt.bundle_writer import BundleWriter
 from nemotrt.errors import UnsupportedModelError, UsageError
 from nemotrt.export.archive import NemoArchive, open_nemo
-from nemotrt.export.components import DEFAULT, component_writers
+from nemotrt.export.components import DEFAULT, VARIANT_OF, component_writers
 from nemotrt.export.config import ModelConfig, model_config
+from nemotrt.export.encoder_config import AS_TRAINED, ModelChoices
 from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.shared_weights import share_weights
 from nemotrt.export.streaming import streaming_spec
-from nemotrt.export.vocabulary import check_tokenizer, tokens_text, vocabulary_text
+from nemotrt.export.vocabulary import check_tokenizers, tokens_text, vocabulary_text
 from nemotrt.export.weights import Weights
 
 Progress = Callable[[str], None]
 
-_MODEL_PREFIXES = ("encoder.", "decoder.", "joint.", "ctc_decoder.", "preprocessor.")
+_MODEL_PREFIXES = ("encoder.", "decoder.", "joint.", "ctc_decoder.")
+_FRONT_END_PREFIX = "preprocessor."
 _INLINE_BYTES = 1024
 
 ALL = "all"
@@ -52,17 +55,17 @@ class ExportOptions:
 
     Attributes:
         components: by name; none: those that nemotrt decodes with.
-        lookahead: of the attention, in encoder frames, where several were trained; ``None``: the first.
+        choices: where the checkpoint leaves a choice.
         cache: what the streaming encoder keeps of the frames before a chunk.
     """
 
     components: tuple[str, ...] = ()
-    lookahead: int | None = None
+    choices: ModelChoices = AS_TRAINED
     cache: CacheLayout = "inputs"
 
     def record(self) -> ExportRecord:
         """The same, as the bundle keeps it."""
-        return ExportRecord(components=self.components, lookahead=self.lookahead, cache=self.cache)
+        return ExportRecord(components=self.components, cache=self.cache, **asdict(self.choices))
 
 
 def export_checkpoint(
@@ -83,7 +86,7 @@ def export_checkpoint(
         MachineError: ``destination`` cannot be written.
     """
     with open_nemo(checkpoint) as archive, ThreadPoolExecutor(max_workers=1) as beside:
-        config = model_config(archive.config, origin=checkpoint, lookahead=options.lookahead)
+        config = model_config(archive.config, origin=checkpoint, choices=options.choices)
         streaming = _streaming(config, options)
         graphs = _graphs(archive.weights, config, streaming)
         names = _chosen(options, graphs, checkpoint)
@@ -93,7 +96,7 @@ def export_checkpoint(
             components = {}
             for name in names:
                 on_progress(name)
-                components[name] = _save(graphs[name], writer.folder, _client_metadata(config))
+                components[name] = _save(name, graphs[name], writer.folder, _client_metadata(config))
             on_progress("digests")
             source = _Source(checkpoint, digest.result(), config, streaming, options)
             return writer.publish(lambda files: _meta(source, components, files))
@@ -116,7 +119,8 @@ def _graphs(
     for name, write in component_writers(config, streaming).items():
         graphs[name] = GraphBuilder(name)
         write(graphs[name], weights)
-    weights.refuse_unexpected(_MODEL_PREFIXES)
+    own_features = config.front_end is None  # what makes them is not ours to account for
+    weights.refuse_unexpected(_MODEL_PREFIXES if own_features else (*_MODEL_PREFIXES, _FRONT_END_PREFIX))
     return graphs
 
 
@@ -138,25 +142,34 @@ def _chosen(
             found=f"components {', '.join(wanted)}",
             fix="add --component encoder_streaming, or leave --cache out",
         )
-    return tuple(name for name in graphs if name in wanted or ALL in wanted)
+    needed = {*wanted, *(VARIANT_OF[name] for name in graphs if name in wanted and name in VARIANT_OF)}
+    return tuple(name for name in graphs if name in needed or ALL in wanted)
 
 
 def _write_texts(archive: NemoArchive, config: ModelConfig, folder: Path) -> None:
-    if config.tokenizer.model is not None:
-        model = archive.artifact(config.tokenizer.model)
-        check_tokenizer(model, config.vocabulary, origin=archive.path)
-        (folder / TOKENIZER_NAME).write_bytes(model)
+    if config.tokenizer.kind != "characters":
+        models = [archive.artifact(reference) for reference in config.tokenizer.models]
+        check_tokenizers(models, config.vocabulary, origin=archive.path)
+        if config.tokenizer.kind == "sentencepiece":
+            (folder / TOKENIZER_NAME).write_bytes(models[0])
     (folder / VOCAB_NAME).write_text(vocabulary_text(config.vocabulary), encoding="utf-8")
     (folder / TOKENS_NAME).write_text(tokens_text(config.vocabulary), encoding="utf-8")
 
 
-def _save(graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> ComponentSpec:
+def _save(name: ComponentName, graph: GraphBuilder, folder: Path, metadata: Mapping[str, str]) -> ComponentSpec:
     """One graph file and at most one data file; weights pass through memory one at a time."""
     model = graph.model()
     model.metadata_props.update(metadata)
-    graph_file, data_file = f"{graph.name}.onnx", f"{graph.name}.onnx.data"
+    base = VARIANT_OF.get(name)
+    graph_file, data_file = f"{name}.onnx", f"{base or name}.onnx.data"
     try:
-        ir.save(model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1)
+        if base is not None:
+            share_weights(model, folder / f"{base}.onnx")
+            ir.save(model, folder / graph_file)
+        else:
+            ir.save(
+                model, folder / graph_file, external_data=data_file, size_threshold_bytes=_INLINE_BYTES, max_workers=1
+            )
     except ir.serde.SerdeError as exc:
         cause = _unwrapped(exc)
         raise cause from cause.__cause__
@@ -178,13 +191,14 @@ def _unwrapped(exc: BaseException) -> BaseException:
 
 def _client_metadata(config: ModelConfig) -> dict[str, str]:
     """What sherpa-onnx looks for in the metadata of NeMo graphs."""
+    per_feature = config.mel is not None and config.mel.normalize == "per_feature"
     metadata = {
         "vocab_size": str(config.blank_id),
         "subsampling_factor": str(config.encoder.spec.subsampling_factor),
-        "normalize_type": "per_feature" if config.mel.normalize == "per_feature" else "",
+        "normalize_type": "per_feature" if per_feature else "",
         "model_type": config.family,
         "version": "1",
-        "feat_dim": str(config.mel.features),
+        "feat_dim": str(config.encoder.spec.features),
     }
     if config.transducer is not None:
         metadata["pred_rnn_layers"] = str(config.transducer.spec.predictor_layers)
@@ -217,7 +231,8 @@ def _meta(source: _Source, components: dict[ComponentName, ComponentSpec], files
         transducer=None if config.transducer is None else config.transducer.spec,
         vocabulary_size=len(config.vocabulary),
         blank_id=config.blank_id,
-        tokenizer="sentencepiece" if config.tokenizer.model else "characters",
+        tokenizer=config.tokenizer.kind,
+        notes=config.notes,
         checkpoint_sha256=source.sha256,
         exported=source.options.record(),
         tools={package: version(package) for package in ("nemotrt", "onnx-ir", "numpy")},

@@ -20,9 +20,9 @@ import onnx_ir as ir
 
 from nemotrt.bundle import BATCH, CacheLayout, EncoderSpec, StreamingSpec
 from nemotrt.errors import UnsupportedModelError
-from nemotrt.export.config import EncoderConfig
 from nemotrt.export.conformer import ConformerLayer, LayerCache, LayerContext
 from nemotrt.export.encoder import FORBIDDEN_SCORE
+from nemotrt.export.encoder_config import EncoderConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.positions import position_table
 from nemotrt.export.relative_shift import ChunkShift
@@ -30,6 +30,7 @@ from nemotrt.export.subsampling import count_valid, masks_from_length, subsampli
 from nemotrt.export.weights import FloatArray, Weights
 
 _DROPPED = 2  # encoder frames
+_NORMS_OVER_ALL_FRAMES = ("group_norm", "instance_norm")
 
 
 def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
@@ -46,6 +47,7 @@ def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
         "encoder.causal_downsampling is false": not spec.causal_subsampling,
         "encoder.self_attention_model is not rel_pos": config.positions != "rel_pos",
         "encoder.conv_context_size is not causal": config.conv_context[1] != 0,
+        "encoder.conv_norm_type takes statistics of the whole input": config.conv_norm in _NORMS_OVER_ALL_FRAMES,
     }
     if any(reasons.values()):
         raise UnsupportedModelError(

@@ -1,5 +1,7 @@
 """Convolutional subsampling (NeMo ``ConvSubsampling``: ``dw_striding``, ``striding``), with exact integer lengths.
 
+A factor of 1 is no convolution but one projection of each frame.
+
 A valid-frame mask is computed once, by one comparison; the masks of the halved rates are strided slices of it:
 
     regular   level k is valid at j  iff  2^k j < length
@@ -18,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nemotrt.bundle import EncoderSpec
-from nemotrt.export.config import EncoderConfig
+from nemotrt.export.encoder_config import EncoderConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.weights import FloatArray, Weights
 
@@ -26,20 +28,30 @@ _KERNEL = 3
 
 
 def subsampling(
-    g: GraphBuilder, weights: Weights, config: EncoderConfig, *, audio_signal: ir.Value, masks: Sequence[ir.Value]
+    g: GraphBuilder,
+    weights: Weights,
+    config: EncoderConfig,
+    *,
+    audio_signal: ir.Value,
+    masks: Sequence[ir.Value] | None,
 ) -> ir.Value:
     """``audio_signal`` [B,F,T] to model frames [B,T',D].
 
-    ``masks`` has one of each level (see :func:`masks_from_length`). The convolutions see zeros outside of them, so what
-    is not a row's own audio never reaches a valid frame.
+    ``masks`` has one of each level (see :func:`masks_from_length`), ``None`` where nothing is padded. The convolutions
+    see zeros outside of them, so what is not a row's own audio never reaches a valid frame.
     """
-    zero, channels = g.constant(0.0), config.subsampling_channels
-    own = g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, zero)
-    x = g.op("Unsqueeze", own, g.constant([1]))
+    channels = config.subsampling_channels
+    if masks is not None:
+        audio_signal = g.op("Where", g.op("Unsqueeze", masks[0], g.constant([1])), audio_signal, g.constant(0.0))
+    if config.subsampling == "linear":
+        return _project_frames(g, weights, audio_signal, config)
+    x = g.op("Unsqueeze", audio_signal, g.constant([1]))
     x = g.op("Relu", _strided(g, weights, x, index=0, config=config, channels_in=1))
-    for level, mask in enumerate(masks[1:-1]):
-        # Finite by now, so a product masks as well as a selection, and runtimes do it faster.
-        x = g.op("Mul", x, g.op("Cast", g.op("Unsqueeze", mask, g.constant([1, 2])), to=ir.DataType.FLOAT))
+    for level in range(config.spec.subsampling_factor.bit_length() - 2):
+        if masks is not None:
+            # Finite by now, so a product masks as well as a selection, and runtimes do it faster.
+            mask = g.op("Cast", g.op("Unsqueeze", masks[1 + level], g.constant([1, 2])), to=ir.DataType.FLOAT)
+            x = g.op("Mul", x, mask)
         if config.subsampling == "striding":
             x = _strided(g, weights, x, index=2 + 2 * level, config=config, channels_in=channels)
         else:
@@ -108,16 +120,28 @@ def _pointwise(g: GraphBuilder, weights: Weights, x: ir.Value, *, index: int, ch
 
 
 def _project(g: GraphBuilder, weights: Weights, x: ir.Value, config: EncoderConfig) -> ir.Value:
-    """[B,C,F',T'] -> [B,T',D]; NeMo's scaling of the input by sqrt(D) (``xscaling``) is part of the weights."""
-    spec = config.spec
-    width = config.subsampling_channels * spec.encoder_frames_from_feature_frames(spec.features)
-    scale = np.float32(np.sqrt(spec.d_model) if config.xscaling else 1.0)
-    load_weight = weights.expect("encoder.pre_encode.out.weight", (spec.d_model, width))
-    load_bias = weights.expect("encoder.pre_encode.out.bias", (spec.d_model,))
-    kernel = g.weight("out.weight", (width, spec.d_model), lambda: _scaled(load_weight().T, scale))
-    bias = g.weight("out.bias", (spec.d_model,), lambda: _scaled(load_bias(), scale))
+    """[B,C,F',T'] -> [B,T',D]."""
+    width = config.subsampling_channels * config.spec.encoder_frames_from_feature_frames(config.spec.features)
     flat = g.op("Reshape", g.op("Transpose", x, perm=[0, 3, 1, 2]), g.constant([0, 0, width]))
-    return g.linear(flat, kernel, bias)
+    return _linear(g, weights, flat, config, source="encoder.pre_encode.out", width=width)
+
+
+def _project_frames(g: GraphBuilder, weights: Weights, x: ir.Value, config: EncoderConfig) -> ir.Value:
+    """[B,F,T] -> [B,T,D]."""
+    frames = g.op("Transpose", x, perm=[0, 2, 1])
+    return _linear(g, weights, frames, config, source="encoder.pre_encode", width=config.spec.features)
+
+
+def _linear(
+    g: GraphBuilder, weights: Weights, x: ir.Value, config: EncoderConfig, *, source: str, width: int
+) -> ir.Value:
+    """[B,T',width] -> [B,T',D]; NeMo's scaling of the input by sqrt(D) (``xscaling``) is part of the weights."""
+    d = config.spec.d_model
+    scale = np.float32(np.sqrt(d) if config.xscaling else 1.0)
+    load_weight, load_bias = weights.expect(f"{source}.weight", (d, width)), weights.expect(f"{source}.bias", (d,))
+    kernel = g.weight("out.weight", (width, d), lambda: _scaled(load_weight().T, scale))
+    bias = g.weight("out.bias", (d,), lambda: _scaled(load_bias(), scale))
+    return g.linear(x, kernel, bias)
 
 
 def _scaled(array: NDArray[np.float32], scale: np.float32) -> FloatArray:

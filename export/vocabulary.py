@@ -22,18 +22,14 @@ def tokens_text(vocabulary: Sequence[str]) -> str:
     return "".join(f"{piece} {index}\n" for index, piece in enumerate([*vocabulary, BLANK_PIECE]))
 
 
-def check_tokenizer(model: bytes, vocabulary: Sequence[str], *, origin: Path) -> None:
-    """Prove that the SentencePiece model has exactly the config's pieces.
+def check_tokenizers(models: Sequence[bytes], vocabulary: Sequence[str], *, origin: Path) -> None:
+    """Prove that the SentencePiece models have exactly the config's pieces, one model behind the other.
 
     Raises:
         ArchiveError: the tokenizer is not a SentencePiece model.
         ConfigError: its pieces are others than the config's vocabulary.
     """
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-    except (RuntimeError, TypeError, ValueError) as exc:
-        raise ArchiveError("the tokenizer is not a SentencePiece model", where=origin, found=str(exc)[:200]) from exc
+    pieces = [piece for model in models for piece in _pieces(model, origin)]
     for index, (piece, expected) in enumerate(zip(pieces, vocabulary, strict=False)):
         if piece != expected:
             raise ConfigError(
@@ -48,3 +44,11 @@ def check_tokenizer(model: bytes, vocabulary: Sequence[str], *, origin: Path) ->
             where=origin,
             found=f"{len(pieces)} pieces, {len(vocabulary)} in the config",
         )
+
+
+def _pieces(model: bytes, origin: Path) -> list[str]:
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    except (RuntimeError, TypeError, ValueError) as exc:
+        raise ArchiveError("the tokenizer is not a SentencePiece model", where=origin, found=str(exc)[:200]) from exc

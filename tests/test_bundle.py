@@ -136,7 +136,7 @@ class TestTheDocument:
 
 class TestABundle:
     def test_a_component_that_is_not_there_is_answered_with_those_that_are(self, tdt_bundle: Bundle) -> None:
-        with pytest.raises(BundleError, match="preprocessor, encoder, predictor, joint"):
+        with pytest.raises(BundleError, match="preprocessor, encoder, encoder_nomask, predictor, joint"):
             tdt_bundle.component("ctc")
 
     def test_a_vocabulary_of_another_length_is_refused(self, copied: Path) -> None:

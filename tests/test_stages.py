@@ -14,7 +14,7 @@ from nemotrt import stages
 from nemotrt.bundle import Bundle, load_bundle
 from nemotrt.engines.store import EngineStore
 from nemotrt.errors import ArchiveError, BundleError, MachineError, ProfileError, UsageError
-from nemotrt.export import ExportOptions, export_checkpoint
+from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 from nemotrt.profiles import Profile, load_profile
 from nemotrt.stages import (
     EngineOrder,
@@ -251,7 +251,7 @@ def test_ctrl_c_in_the_middle_of_a_build_stops_it_and_stores_nothing(
 def test_a_bundle_that_was_exported_with_other_options_is_not_taken_for_the_default_one(
     hybrid_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export_checkpoint(hybrid_checkpoint, tmp_path / "b", options=ExportOptions(lookahead=0))
+    export_checkpoint(hybrid_checkpoint, tmp_path / "b", options=ExportOptions(choices=ModelChoices(lookahead=0)))
     made = ensure_bundle(hybrid_checkpoint, tmp_path / "b", on_progress=silent)
     assert not made.reused
     assert made.bundle.meta.encoder.attention_context == (70, 13)

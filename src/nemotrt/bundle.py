@@ -56,8 +56,14 @@ ComponentName = Literal[
     "rnnt_step",
     "greedy_step",
     "ctc",
+    "encoder_nomask",
+    "ctc_nomask",
 ]
 CacheLayout = Literal["inputs", "kv"]
+TokenizerKind = Literal["sentencepiece", "characters", "aggregate"]
+
+OWN_FEATURE_FRAMES_PER_SECOND = 100
+"""What a second of a profile means for a model without a front end, whose features nobody here can date."""
 
 # Symbolic axes of the contract. A profile gives each of them a range.
 BATCH, SAMPLES, FRAMES, ENCODER_FRAMES = "batch", "samples", "frames", "encoder_frames"
@@ -82,7 +88,10 @@ class TensorSpec(_Record):
 
 
 class ComponentSpec(_Record):
-    """One ONNX graph of the bundle, with its external data file (``None``: all weights are inline)."""
+    """One ONNX graph of the bundle, with its external data file (``None``: all weights are inline).
+
+    A variant of another component shares that component's data file.
+    """
 
     graph: str
     data: str | None
@@ -106,6 +115,11 @@ class MelSpec(_Record):
     hop_samples: PositiveInt
     normalize: Literal["per_feature", "none"]
     preemphasis: float | None
+
+
+def frame_seconds_of(mel: MelSpec | None) -> float:
+    """Seconds from one feature frame to the next; ``None``: of a model that takes its own features."""
+    return 1 / OWN_FEATURE_FRAMES_PER_SECOND if mel is None else mel.hop_samples / mel.sample_rate
 
 
 class EncoderSpec(_Record):
@@ -169,24 +183,31 @@ class ExportRecord(_Record):
 
     components: tuple[str, ...] = ()
     lookahead: int | None = None
+    left_context: int | None = None
+    max_seconds: float | None = None
     cache: CacheLayout = "inputs"
 
 
 class BundleMeta(_Record):
-    """The whole of ``model_meta.json``. ``cast_from`` is the fingerprint of the bundle this one was cast from."""
+    """The whole of ``model_meta.json``.
+
+    ``mel`` is ``None`` for a model that takes its own features; ``notes`` are for the person who uses it;
+    ``cast_from`` is the fingerprint of the bundle this one was cast from.
+    """
 
     schema_version: Literal[1]
     name: str
     family: Family
     precision: Precision
     components: dict[ComponentName, ComponentSpec]
-    mel: MelSpec
+    mel: MelSpec | None
     encoder: EncoderSpec
     streaming: StreamingSpec | None = None
     transducer: TransducerSpec | None
     vocabulary_size: PositiveInt
     blank_id: int
-    tokenizer: Literal["sentencepiece", "characters"]
+    tokenizer: TokenizerKind
+    notes: tuple[str, ...] = ()
     checkpoint_sha256: Sha256
     exported: ExportRecord = ExportRecord()
     cast_from: Sha256 | None = None
@@ -214,12 +235,27 @@ class BundleMeta(_Record):
     def geometry(self) -> Geometry:
         """How this model turns time into frames, as profiles ask for it."""
         return Geometry(
-            sample_rate=self.mel.sample_rate,
-            hop_samples=self.mel.hop_samples,
+            sample_rate=OWN_FEATURE_FRAMES_PER_SECOND if self.mel is None else self.mel.sample_rate,
+            hop_samples=1 if self.mel is None else self.mel.hop_samples,
             subsampling_factor=self.encoder.subsampling_factor,
             causal_subsampling=self.encoder.causal_subsampling,
             max_feature_frames=self.encoder.max_feature_frames,
         )
+
+    def audio_front_end(self) -> MelSpec:
+        """What turns audio into the model's features.
+
+        Raises:
+            BundleError: the model takes features of its own.
+        """
+        if self.mel is None:
+            raise BundleError(
+                "the model takes features of its own, not audio",
+                where=self.name,
+                found=f"{self.encoder.features} features a frame, and no front end in the bundle",
+                fix="give float32 features [features, frames] as .npy files: nemotrt transcribe takes them",
+            )
+        return self.mel
 
     def fingerprint(self) -> str:
         """SHA-256 of the whole document, and so of every file it records."""

@@ -191,6 +191,21 @@ def export(
         int | None,
         typer.Option("--lookahead", metavar="FRAMES", help="Attention look-ahead.", show_default="the first trained"),
     ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-seconds", metavar="S", help="Longest input: sizes the position table.", show_default="as trained"
+        ),
+    ] = None,
+    streaming_cache_size: Annotated[
+        int | None,
+        typer.Option(
+            "--streaming-cache-size",
+            metavar="FRAMES",
+            help="Encoder frames that attention sees to the left.",
+            show_default="as trained",
+        ),
+    ] = None,
     cache: Annotated[
         Cache, typer.Option("--cache", metavar="KIND", help="What encoder_streaming keeps: inputs, or kv.")
     ] = Cache.INPUTS,
@@ -199,10 +214,12 @@ def export(
 ) -> None:
     """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract."""
     from nemotrt import console
-    from nemotrt.export import ExportOptions, export_checkpoint
+    from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 
     options = ExportOptions(
-        components=tuple(component or ()), lookahead=lookahead, cache="kv" if cache is Cache.KV else "inputs"
+        components=tuple(component or ()),
+        choices=ModelChoices(lookahead=lookahead, left_context=streaming_cache_size, max_seconds=max_seconds),
+        cache="kv" if cache is Cache.KV else "inputs",
     )
     with console.progress("export") as progress:
         bundle = export_checkpoint(

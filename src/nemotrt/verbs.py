@@ -21,6 +21,7 @@ from nemotrt.bench.tolerances import tolerance_for
 from nemotrt.bench.utterance import Utterance, read_utterances
 from nemotrt.bundle import META_NAME, Bundle
 from nemotrt.engines.audio import Clip, Waveform, read_clips, read_waveform
+from nemotrt.engines.feature_file import read_features
 from nemotrt.engines.hypothesis import Decoder
 from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine
@@ -73,17 +74,29 @@ def open_transcriber(model: Path, *, decoder: Decoder | None, threads: int | Non
 
 
 def transcribe_clips(transcriber: Transcriber, clips: Sequence[Clip]) -> Iterator[ClipText]:
-    """The text of each clip, in order, one at a time.
+    """The text of each clip, in order, one at a time. Of a model that takes its own features a clip is a file of them.
 
     Raises:
         AudioError: a clip is not audio, too short, or longer than the model's position table; names the file.
+        UsageError: features that do not fit the model.
     """
-    rate = transcriber.bundle.meta.mel.sample_rate
+    if transcriber.bundle.meta.mel is None:
+        yield from _transcribe_feature_files(transcriber, clips)
+        return
+    rate = transcriber.bundle.meta.audio_front_end().sample_rate
     for clip in clips:
         waveform = read_waveform(clip.path, sample_rate=rate)
         _refuse_length(clip, waveform, transcriber)
         heard = transcriber.transcribe([waveform])[0]
         yield ClipText(clip, waveform.seconds, heard.text, heard.hypothesis.token_ids)
+
+
+def _transcribe_feature_files(transcriber: Transcriber, clips: Sequence[Clip]) -> Iterator[ClipText]:
+    for clip in clips:
+        features = read_features(clip.path)
+        heard = transcriber.transcribe_features([features])[0]
+        seconds = transcriber.bundle.meta.geometry.seconds_from_feature_frames(features.shape[1])
+        yield ClipText(clip, seconds, heard.text, heard.hypothesis.token_ids)
 
 
 def compare_models(
@@ -112,7 +125,7 @@ def compare_models(
             )
         tolerance = tolerance_for(second.family, second.precision, decoder=systems[1].transcriber.decoder)
         utterances = _utterances(audio, systems)
-        frames = [len(utterance.waveform.samples) // second.mel.hop_samples for utterance in utterances]
+        frames = [len(utterance.waveform.samples) // second.audio_front_end().hop_samples for utterance in utterances]
         rows = limits[1].largest_batch(frames, at_most=_BATCH_SIZE)
         return compare(
             systems[0],
@@ -184,7 +197,7 @@ def _named_apart(systems: Sequence[System], models: Sequence[Path]) -> tuple[Sys
 
 def _utterances(audio: Path, systems: Sequence[System]) -> tuple[Utterance, ...]:
     """The clips of ``audio``, none of which is too long or too short for a system."""
-    rate = systems[0].transcriber.bundle.meta.mel.sample_rate
+    rate = systems[0].transcriber.bundle.meta.audio_front_end().sample_rate
     utterances = read_utterances(read_clips(audio), sample_rate=rate)
     for utterance in utterances:
         for system in systems:

@@ -11,8 +11,9 @@ import pytest
 from nemo_oracle import require_nemo
 
 from nemotrt.errors import ArchiveError, CheckpointError, ConfigError, UnsupportedModelError, UsageError
+from nemotrt.export import ModelChoices
 from nemotrt.export.config import ModelConfig, model_config
-from nemotrt.export.vocabulary import check_tokenizer
+from nemotrt.export.vocabulary import check_tokenizers
 
 ORIGIN = Path("m.nemo")
 _MODULES = "nemo.collections.asr.modules"
@@ -50,20 +51,18 @@ def test_the_demo_configs_are_accepted(tdt: dict[str, Any], hybrid: dict[str, An
     [
         ("encoder._target_", f"{_MODULES}.SqueezeformerEncoder"),
         ("encoder._target_", f"{_MODULES}.ConformerEncoderAdapter"),
-        ("preprocessor._target_", f"{_MODULES}.AudioToMFCCPreprocessor"),
         ("decoder._target_", f"{_MODULES}.StatelessTransducerDecoder"),
         ("joint._target_", f"{_MODULES}.SampledRNNTJoint"),
         ("encoder.subsampling", "vggnet"),
         ("encoder.subsampling", "stacking"),
-        ("encoder.subsampling_factor", 1),
         ("encoder.subsampling_factor", 16),
         ("encoder.subsampling_factor", 8.0),
         ("encoder.self_attention_model", "rel_pos_local_attn"),
         ("encoder.reduction", "pooling"),
         ("encoder.feat_out", 64),
         ("encoder.att_context_style", "chunked_limited_with_rc"),
-        ("encoder.conv_norm_type", "instance_norm"),
-        ("encoder.conv_norm_type", "fused_batch_norm"),
+        ("encoder.conv_norm_type", "rms_norm"),
+        ("encoder.conv_norm_type", "group_norm"),
         ("preprocessor.log", False),
         ("preprocessor.mag_power", 1.0),
         ("preprocessor.frame_splicing", 3),
@@ -81,7 +80,6 @@ def test_the_demo_configs_are_accepted(tdt: dict[str, Any], hybrid: dict[str, An
         ("joint.jointnet.encoder_hidden", 64),
         ("joint.jointnet.pred_hidden", 64),
         ("tokenizer.type", "wpe"),
-        ("tokenizer.type", "agg"),
     ],
 )
 def test_what_is_not_built_is_refused_by_its_key(tdt: dict[str, Any], key: str, value: object) -> None:
@@ -116,10 +114,10 @@ def test_every_head_of_both_architectures_has_a_family(
 
 
 def test_a_look_ahead_that_was_trained_is_chosen_and_another_refused(hybrid: dict[str, Any]) -> None:
-    chosen = model_config(hybrid, origin=ORIGIN, lookahead=1)
+    chosen = model_config(hybrid, origin=ORIGIN, choices=ModelChoices(lookahead=1))
     assert chosen.encoder.spec.attention_context == (70, 1)
     with pytest.raises(UsageError, match="not trained with this look-ahead") as refusal:
-        model_config(hybrid, origin=ORIGIN, lookahead=5)
+        model_config(hybrid, origin=ORIGIN, choices=ModelChoices(lookahead=5))
     assert refusal.value.fix == "choose from: 13, 6, 1, 0"
 
 
@@ -207,8 +205,89 @@ def test_chunks_that_do_not_tile_the_left_context_are_refused(hybrid: dict[str, 
 @pytest.mark.parametrize("section", ["encoder", "preprocessor", "decoder", "joint"])
 @pytest.mark.parametrize("value", [archives.REMOVED, None, [], "text", {}])
 def test_a_missing_section_is_a_named_error(tdt: dict[str, Any], section: str, value: object) -> None:
+    if section == "preprocessor" and value in (archives.REMOVED, None):
+        assert read(tdt, section, value).front_end is None
+        return
     with pytest.raises(CheckpointError):
         read(tdt, section, value)
+
+
+class TestAModelOfItsOwnFeatures:
+    @pytest.mark.parametrize("target", [None, f"{_MODULES}.AudioToMFCCPreprocessor", "my.package.PenStrokes"])
+    def test_has_no_front_end_and_says_so(self, tdt: dict[str, Any], target: str | None) -> None:
+        found = read(tdt, "preprocessor", None if target is None else {"_target_": target})
+        assert found.mel is None
+        (note,) = found.notes
+        assert "no front end" in note
+        assert (target or "no preprocessor").rsplit(".", 1)[-1] in note
+
+    def test_may_have_any_number_of_features_and_no_subsampling(self, tdt: dict[str, Any]) -> None:
+        config = archives.changed(archives.changed(tdt, "preprocessor", archives.REMOVED), "encoder.feat_in", 7)
+        config = archives.changed(config, "encoder.subsampling_factor", 1)
+        found = model_config(config, origin=ORIGIN).encoder
+        assert (found.spec.features, found.subsampling, found.spec.max_feature_frames) == (7, "linear", 5000)
+
+
+class TestLocalAttention:
+    LOCAL = "rel_pos_local_attn"
+
+    def test_of_a_symmetric_window_is_attention_under_a_mask(self, tdt: dict[str, Any]) -> None:
+        config = archives.changed(tdt, "encoder.self_attention_model", self.LOCAL)
+        found = model_config(archives.changed(config, "encoder.att_context_size", [128, 128]), origin=ORIGIN)
+        assert (found.encoder.positions, found.encoder.spec.attention_context) == ("rel_pos", (128, 128))
+        assert any(self.LOCAL in note and "square" in note for note in found.notes)
+
+    @pytest.mark.parametrize("window", [[5, 3], [3, 5], [-1, -1], [0, 0], [[4, 4], [8, 8]]])
+    def test_of_any_other_window_is_refused(self, tdt: dict[str, Any], window: object) -> None:
+        config = archives.changed(tdt, "encoder.self_attention_model", self.LOCAL)
+        config = archives.changed(config, "encoder.att_context_size", window)
+        refused(config, UnsupportedModelError, naming=self.LOCAL)
+
+    def test_with_global_tokens_is_refused(self, tdt: dict[str, Any]) -> None:
+        config = archives.changed(tdt, "encoder.self_attention_model", self.LOCAL)
+        config = archives.changed(config, "encoder.att_context_size", [8, 8])
+        refused(archives.changed(config, "encoder.global_tokens", 1), UnsupportedModelError, naming="global_tokens")
+
+
+class TestChoices:
+    @pytest.mark.parametrize(("seconds", "frames"), [(40, 500), (100.04, 1251), (400, 5000), (1000, 12500)])
+    def test_the_position_table_holds_the_longest_input(self, tdt: dict[str, Any], seconds: float, frames: int) -> None:
+        spec = model_config(tdt, origin=ORIGIN, choices=ModelChoices(max_seconds=seconds)).encoder.spec
+        assert spec.max_encoder_frames == frames
+        assert spec.max_feature_frames >= round(seconds * 100)
+
+    @pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.001, 1e9])
+    def test_an_impossible_longest_input_is_refused(self, tdt: dict[str, Any], seconds: float) -> None:
+        with pytest.raises(UsageError, match="longest input"):
+            model_config(tdt, origin=ORIGIN, choices=ModelChoices(max_seconds=seconds))
+
+    def test_the_left_context_replaces_the_trained_one(self, hybrid: dict[str, Any]) -> None:
+        choices = ModelChoices(lookahead=6, left_context=28)
+        assert model_config(hybrid, origin=ORIGIN, choices=choices).encoder.spec.attention_context == (28, 6)
+
+    @pytest.mark.parametrize("frames", [0, -7, 27, 1 << 30])
+    def test_a_left_context_that_is_no_number_of_chunks_is_refused(self, hybrid: dict[str, Any], frames: int) -> None:
+        with pytest.raises(UsageError, match="cache"):
+            model_config(hybrid, origin=ORIGIN, choices=ModelChoices(lookahead=6, left_context=frames))
+
+
+class TestAnAggregateTokenizer:
+    @staticmethod
+    def config(tdt: dict[str, Any], **languages: dict[str, Any]) -> dict[str, Any]:
+        return archives.changed(tdt, "tokenizer", {"type": "agg", "langs": languages})
+
+    def test_names_one_model_a_language_in_the_order_of_their_ids(self, tdt: dict[str, Any]) -> None:
+        config = self.config(
+            tdt, es={"type": "bpe", "model_path": "nemo:es.model"}, en={"type": "bpe", "model_path": "nemo:en.model"}
+        )
+        found = model_config(config, origin=ORIGIN).tokenizer
+        assert (found.kind, found.models) == ("aggregate", ("nemo:es.model", "nemo:en.model"))
+
+    def test_of_word_pieces_is_refused(self, tdt: dict[str, Any]) -> None:
+        refused(self.config(tdt, en={"type": "wpe"}), UnsupportedModelError, naming="tokenizer.langs.en.type")
+
+    def test_without_languages_is_malformed(self, tdt: dict[str, Any]) -> None:
+        refused(self.config(tdt), ConfigError, naming="tokenizer.langs")
 
 
 class TestWhatIsRead:
@@ -278,7 +357,8 @@ def test_what_a_config_leaves_out_is_what_nemo_makes_of_it(tdt: dict[str, Any]) 
     assert found.mel.hop_samples == mel["window_stride"] * mel["sample_rate"]
     assert found.mel.normalize == mel["normalize"]
     assert found.mel.preemphasis == mel["preemph"]
-    assert found.mel_zero_guard == mel["log_zero_guard_value"]
+    assert found.front_end is not None
+    assert found.front_end.zero_guard == mel["log_zero_guard_value"]
     encoder, spec = defaults(ConformerEncoder), found.encoder.spec
     assert spec.subsampling_factor == encoder["subsampling_factor"]
     assert spec.causal_subsampling == encoder["causal_downsampling"]
@@ -323,7 +403,7 @@ def test_a_tokenizer_that_is_none_is_refused(
 def test_a_tokenizer_of_another_size_is_refused(tdt_members: archives.Members, tdt: dict[str, Any]) -> None:
     model = next(data for name, data in tdt_members.items() if name.endswith("tokenizer.model"))
     vocabulary = tdt["joint"]["vocabulary"]
-    check_tokenizer(model, vocabulary, origin=ORIGIN)
+    check_tokenizers([model], vocabulary, origin=ORIGIN)
     for other in (vocabulary[:-1], [*vocabulary, "more"]):
         with pytest.raises(ConfigError, match="differ in size"):
-            check_tokenizer(model, other, origin=ORIGIN)
+            check_tokenizers([model], other, origin=ORIGIN)

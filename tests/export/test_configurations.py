@@ -195,7 +195,7 @@ def test_a_ctc_model_becomes_a_front_end_and_one_graph(tmp_path: Path) -> None:
     model = small_ctc(tmp_path / "m.nemo")
     bundle = export_checkpoint(model.checkpoint, tmp_path / "m")
     assert bundle.meta.family == "fastconformer-ctc"
-    assert sorted(bundle.meta.components) == ["ctc", "preprocessor"]
+    assert sorted(bundle.meta.components) == ["ctc", "ctc_nomask", "preprocessor"]
     signal = np.random.default_rng(0).standard_normal((2, FEATURES, 90)).astype(np.float32)
     encoder_output, wanted_lengths = model.nemo.encoder(signal, np.array([90, 33]))
     found, lengths = Graph.of(bundle, "ctc")(audio_signal=signal, length=np.array([90, 33]))

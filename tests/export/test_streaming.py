@@ -18,7 +18,7 @@ from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
 from nemotrt.engines.streaming import StreamingEncoder
 from nemotrt.engines.transcriber import Transcriber
 from nemotrt.errors import UnsupportedModelError, UsageError
-from nemotrt.export import ExportOptions, export_checkpoint
+from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 
 TOLERANCE = 1e-5
 CHUNKS = 100
@@ -33,7 +33,7 @@ def speech(demo_manifest: Path) -> NDArray[np.float32]:
 
 
 def exported(checkpoint: Path, folder: Path, *, lookahead: int, cache: CacheLayout = "inputs") -> Bundle:
-    options = ExportOptions(components=COMPONENTS, lookahead=lookahead, cache=cache)
+    options = ExportOptions(components=COMPONENTS, choices=ModelChoices(lookahead=lookahead), cache=cache)
     return export_checkpoint(checkpoint, folder / f"{lookahead}-{cache}", options=options)
 
 
