@@ -28,9 +28,8 @@ from nemotrt.bench.system import Progress, System
 from nemotrt.bench.tolerances import tolerance_for
 from nemotrt.bench.transcripts import transcripts_from_comparisons
 from nemotrt.bench.utterance import Utterance, read_utterances
-from nemotrt.bundle import Bundle
+from nemotrt.bundle import Bundle, Decoder
 from nemotrt.engines.audio import Clip
-from nemotrt.engines.hypothesis import Decoder
 from nemotrt.engines.manifest import Verification
 from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine

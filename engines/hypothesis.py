@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from nemotrt.bundle import Decoder
 from nemotrt.engines.runner import Array
 from nemotrt.errors import GraphError
 
-Decoder = Literal["ctc", "rnnt", "tdt"]
 DECODERS: tuple[Decoder, ...] = ("ctc", "rnnt", "tdt")
 
 

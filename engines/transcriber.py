@@ -16,11 +16,11 @@ from typing import Self
 
 import numpy as np
 
-from nemotrt.bundle import Bundle, BundleMeta, ComponentName
+from nemotrt.bundle import Bundle, BundleMeta, ComponentName, Decoder
 from nemotrt.engines.audio import Waveform
 from nemotrt.engines.decoding_ctc import greedy_ctc
 from nemotrt.engines.decoding_transducer import GreedyTransducer
-from nemotrt.engines.hypothesis import Decoder, Hypothesis
+from nemotrt.engines.hypothesis import Hypothesis
 from nemotrt.engines.open_component import open_component
 from nemotrt.engines.runner import Array, Runner
 from nemotrt.engines.tokenizer import tokenizer_from_bundle

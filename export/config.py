@@ -17,8 +17,6 @@ from nemotrt.errors import ConfigError, UnsupportedModelError
 from nemotrt.export.encoder_config import AS_TRAINED, LOCAL_ATTENTION, EncoderConfig, ModelChoices, encoder_config
 from nemotrt.export.section import Section, shown
 
-Decoder = Literal["ctc", "rnnt", "tdt"]
-
 _LOCAL_ATTENTION_NOTE = (
     "encoder.self_attention_model rel_pos_local_attn is written as attention over all frames under a window mask: "
     "the same results, at a cost that grows with the square of the length"

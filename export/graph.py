@@ -11,7 +11,7 @@ Weights stay functions until the model is saved, one at a time. Integer and smal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -102,6 +102,24 @@ class GraphBuilder:
             value.name = name if outputs == 1 else f"{name}.{index}"
         self._graph.append(node)
         return node.outputs
+
+    def inline(self, graph: ir.Graph, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+        """Move the nodes and weights of ``graph`` here, fed with ``inputs`` by name, and return its outputs by name.
+
+        ``graph`` is empty afterwards. Its weights get its name in front: both count their constants from zero.
+        """
+        outputs = {str(value.name): value for value in graph.outputs}
+        for value in graph.inputs:
+            ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
+        weights, nodes = list(graph.initializers.values()), list(graph)
+        graph.outputs.clear()
+        graph.initializers.clear()
+        graph.remove(nodes)
+        for weight in weights:
+            weight.name = f"{graph.name}.{weight.name}"
+            self._graph.register_initializer(weight)
+        self._graph.extend(nodes)
+        return outputs
 
     def model(self) -> ir.Model:
         """The finished model."""

@@ -502,3 +502,40 @@ def test_a_bug_is_not_dressed_up_as_a_user_s_mistake(
     monkeypatch.setattr(sys, "argv", ["nemotrt", "run", str(things["nemo"]), "-o", str(things["out"])])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+# --- layouts for other clients
+
+
+def test_layout_says_how_the_client_loads_what_it_wrote(
+    nemotrt: Nemotrt, hybrid_bundle: Bundle, tmp_path: Path
+) -> None:
+    answer = nemotrt("layout", hybrid_bundle.path, "-o", tmp_path / "m", "--client", "sherpa-onnx", "--decoder", "ctc")
+    assert answer.code == 0, answer.err
+    assert answer.out == f"{tmp_path / 'm'}: load it in sherpa-onnx as OfflineRecognizer.from_nemo_ctc\n"
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "README.md",
+        "model.onnx",
+        "model.onnx.data",
+        "tokens.txt",
+    ]
+    command = ("layout", hybrid_bundle.path, "-o", tmp_path / "n", "--client", "sherpa-onnx", "--json")
+    assert nemotrt(*command).document == {
+        "client": "sherpa-onnx",
+        "load_as": "OfflineRecognizer.from_transducer",
+        "path": str(tmp_path / "n"),
+    }
+
+
+def test_layout_refuses_what_a_client_cannot_do(nemotrt: Nemotrt, hybrid_bundle: Bundle, tmp_path: Path) -> None:
+    layout = ("layout", hybrid_bundle.path, "-o", tmp_path / "m", "--client")
+    for options, what in (
+        (("onnx-asr",), "other features"),
+        (("onnx-asr", "--streaming"), "no streaming recognizer"),
+        (("sherpa-onnx", "--streaming"), "does not have: encoder_streaming"),
+        (("sherpa-onnx", "--decoder", "tdt"), "no tdt decoder"),
+    ):
+        answer = nemotrt(*layout, *options)
+        assert (answer.code, answer.out) == (2, "")
+        assert what in answer.err
+    assert list(tmp_path.iterdir()) == []

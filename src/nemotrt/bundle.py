@@ -60,6 +60,7 @@ ComponentName = Literal[
     "ctc_nomask",
 ]
 CacheLayout = Literal["inputs", "kv"]
+Decoder = Literal["ctc", "rnnt", "tdt"]
 TokenizerKind = Literal["sentencepiece", "characters", "aggregate"]
 
 OWN_FEATURE_FRAMES_PER_SECOND = 100

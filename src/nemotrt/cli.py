@@ -21,7 +21,7 @@ from nemotrt import __version__
 from nemotrt.errors import ComparisonFailed, MachineError, NemotrtError, UsageError
 
 if TYPE_CHECKING:
-    from nemotrt.engines.hypothesis import Decoder
+    from nemotrt.bundle import Decoder
     from nemotrt.tensorrt_api import RuntimeName
 
 INTERRUPTED = 130
@@ -65,6 +65,7 @@ class Client(StrEnum):
     """Whose layout a bundle can be written in."""
 
     ONNX_ASR = "onnx-asr"
+    SHERPA_ONNX = "sherpa-onnx"
 
 
 class TargetPrecision(StrEnum):
@@ -236,20 +237,35 @@ def export(
 def layout(
     bundle: BundleFolder,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the client's files.")],
-    client: Annotated[Client, typer.Option("--client", metavar="NAME", help="Who will load it: onnx-asr.")] = (
-        Client.ONNX_ASR
-    ),
+    client: Annotated[
+        Client, typer.Option("--client", metavar="NAME", help="Who will load it: onnx-asr, or sherpa-onnx.")
+    ] = Client.ONNX_ASR,
+    decoder: DecoderOption = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="For streams: sherpa-onnx's OnlineRecognizer.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle as another client expects a model to be: its file and tensor names, the same weights."""
-    from nemotrt.export.client_layout import write_onnx_asr_layout
+    """Write a bundle as another client expects a model to be: its files, tensors and metadata, the same weights.
+
+    A model whose features the client cannot compute is refused.
+    What the bundle lacks is exported with --component all.
+    """
+    from nemotrt.export.clients import write_onnx_asr_layout, write_sherpa_onnx_layout
     from nemotrt.stages import proven_bundle
 
-    model_type = write_onnx_asr_layout(proven_bundle(bundle), output)
-    if as_json:
-        _print_json({"client": client.value, "model_type": model_type, "path": str(output)})
+    if client is Client.SHERPA_ONNX:
+        load_as = write_sherpa_onnx_layout(
+            proven_bundle(bundle), output, decoder=_decoder(decoder), streaming=streaming
+        )
+    elif streaming:
+        raise UsageError("onnx-asr has no streaming recognizer", fix="leave --streaming out, or --client sherpa-onnx")
     else:
-        typer.echo(f"{output}: load it in {client.value} as {model_type}")
+        load_as = write_onnx_asr_layout(proven_bundle(bundle), output, decoder=_decoder(decoder))
+    if as_json:
+        _print_json({"client": client.value, "load_as": load_as, "path": str(output)})
+    else:
+        typer.echo(f"{output}: load it in {client.value} as {load_as}")
 
 
 @app.command()

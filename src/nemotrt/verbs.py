@@ -19,10 +19,9 @@ from nemotrt.bench.roofline import hardware_peak
 from nemotrt.bench.system import Progress, System
 from nemotrt.bench.tolerances import tolerance_for
 from nemotrt.bench.utterance import Utterance, read_utterances
-from nemotrt.bundle import META_NAME, Bundle
+from nemotrt.bundle import META_NAME, Bundle, Decoder
 from nemotrt.engines.audio import Clip, Waveform, read_clips, read_waveform
 from nemotrt.engines.feature_file import read_features
-from nemotrt.engines.hypothesis import Decoder
 from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.engines.tensorrt_runner import TensorRTRunner

@@ -8,8 +8,10 @@ import archives
 import pytest
 from nemo_oracle import NemoModel
 
+from nemotrt.bundle import Bundle
+from nemotrt.engines.audio import Clip, Waveform, read_clips, read_waveform
 from nemotrt.errors import NemotrtError
-from nemotrt.export import export_checkpoint
+from nemotrt.export import ExportOptions, export_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +48,25 @@ def tdt_nemo(tdt_checkpoint: Path) -> NemoModel:
 @pytest.fixture(scope="session")
 def hybrid_nemo(hybrid_checkpoint: Path) -> NemoModel:
     return NemoModel.restored(hybrid_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def complete_tdt_bundle(tdt_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    options = ExportOptions(components=("all",))
+    return export_checkpoint(tdt_checkpoint, tmp_path_factory.mktemp("bundles") / "tdt", options=options)
+
+
+@pytest.fixture(scope="session")
+def complete_hybrid_bundle(hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    options = ExportOptions(components=("all",))
+    return export_checkpoint(hybrid_checkpoint, tmp_path_factory.mktemp("bundles") / "hybrid", options=options)
+
+
+@pytest.fixture(scope="session")
+def clips(demo_manifest: Path) -> tuple[Clip, ...]:
+    return read_clips(demo_manifest)
+
+
+@pytest.fixture(scope="session")
+def waveforms(clips: tuple[Clip, ...]) -> tuple[Waveform, ...]:
+    return tuple(read_waveform(clip.path, sample_rate=16000) for clip in clips)

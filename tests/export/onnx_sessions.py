@@ -32,6 +32,10 @@ class Graph:
         outputs: list[Array] = self._session.run(None, feeds)
         return outputs
 
+    def positional(self, *feeds: Array) -> list[Array]:
+        """The same with the inputs in their order."""
+        return self(**{value.name: feed for value, feed in zip(self._session.get_inputs(), feeds, strict=True)})
+
 
 def worst_of_rows(found: Array, wanted: Array, lengths: NDArray[np.int64], *, axis: int) -> float:
     """Largest absolute difference within each row's valid frames; ``axis`` counts frames. NaN if any is NaN."""
