@@ -1,7 +1,8 @@
 # make demo   sets up, then runs the whole pipeline on the bundled checkpoints and audio
 # make test   sets up, then runs every test that this machine can run
 #
-# lint, wheel   what CI checks besides; gpu: the GPU tests, on a GPU host; full-size: a random 0.6B checkpoint
+# lint, wheel   what CI checks besides; gpu: the GPU tests, on a GPU host; full-size: a random 0.6B checkpoint;
+#              parity: every kind of model against NeMo
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 CLIPS := examples/demo/manifest.json
 
-.PHONY: demo test lint wheel gpu full-size clean
+.PHONY: demo test lint wheel gpu full-size parity clean
 
 demo: $(VENV)/.run
 	$(BIN)/nemotrt doctor
@@ -19,7 +20,7 @@ demo: $(VENV)/.run
 	$(BIN)/nemotrt transcribe $(OUT)/hybrid examples/demo/clips/00000.wav --decoder ctc
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not gpu and not full_size"
+	$(BIN)/python -m pytest -m "not gpu and not full_size and not matrix"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,6 +40,10 @@ gpu: $(VENV)/.dev
 
 full-size: $(VENV)/.dev
 	$(BIN)/python -m pytest -m full_size
+
+# Every family, head, norm and context against NeMo, as a table.
+parity: $(VENV)/.dev
+	$(BIN)/python -m pytest -m matrix
 
 clean:
 	rm -rf build dist $(OUT)

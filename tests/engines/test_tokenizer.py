@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import sentencepiece
 
-from nemotrt.bundle import TOKENIZER_NAME, VOCAB_NAME, Bundle, BundleMeta, EncoderSpec, MelSpec
+from nemotrt.bundle import TOKENIZER_NAME, VOCAB_NAME, Bundle, BundleMeta, EncoderSpec, MelSpec, TokenizerKind
 from nemotrt.engines.tokenizer import Tokenizer, tokenizer_from_bundle
 from nemotrt.errors import BundleError
 
@@ -38,7 +37,7 @@ def pieces_of(model: bytes) -> tuple[str, ...]:
     return tuple(processor.id_to_piece(token) for token in range(processor.get_piece_size()))
 
 
-def bundle_with(folder: Path, *, pieces: tuple[str, ...], kind: Literal["sentencepiece", "characters"]) -> Bundle:
+def bundle_with(folder: Path, *, pieces: tuple[str, ...], kind: TokenizerKind) -> Bundle:
     """A bundle of no components: vocabulary and metadata are all that a tokenizer reads."""
     (folder / VOCAB_NAME).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     meta = BundleMeta(
@@ -99,6 +98,20 @@ def test_the_unknown_piece_is_shown_as_sentencepiece_shows_it(tmp_path: Path, mo
 def test_characters_are_joined(tmp_path: Path):
     tokenizer = tokenizer_from_bundle(bundle_with(tmp_path, pieces=("a", " ", "b"), kind="characters"))
     assert tokenizer.text([0, 1, 2]) == "a b"
+
+
+def test_the_languages_of_an_aggregate_tokenizer_are_written_as_nemo_writes_them(tmp_path: Path, model: bytes):
+    """Oracle: NeMo's own aggregate of the same model twice. It leaves the space that begins the first word."""
+    tokenizers = pytest.importorskip("nemo.collections.common.tokenizers")
+    (tmp_path / TOKENIZER_NAME).write_bytes(model)
+    pieces = pieces_of(model)
+    one = tokenizers.SentencePieceTokenizer(str(tmp_path / TOKENIZER_NAME))
+    nemos = tokenizers.AggregateTokenizer({"en": one, "es": one})
+    tokenizer = tokenizer_from_bundle(bundle_with(tmp_path, pieces=(*pieces, *pieces), kind="aggregate"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for first, second in zip(SENTENCES, reversed(SENTENCES), strict=True):
+        ids = [*processor.encode(first), *(len(pieces) + token for token in processor.encode(second))]
+        assert tokenizer.text(ids) == f"{first} {second}" == nemos.ids_to_text(ids).strip()
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ def small_transducer(
     jointnet: dict[str, Any] | None = None,
     preprocessor: dict[str, Any] | None = None,
     durations: tuple[int, ...] = (),
+    ctc: bool = False,
     seed: int = 0,
 ) -> SmallModel:
-    """An RNNT or, with ``durations``, a TDT over characters."""
+    """An RNNT or, with ``durations``, a TDT over characters; with ``ctc`` a hybrid."""
     from_nemo = _nemo_modules(seed)
-    preprocessor = {"features": FEATURES, "pad_to": 0} | (preprocessor or {})
     encoder = encoder_options(**(encoder or {}))
     prednet = {"pred_hidden": 12, "pred_rnn_layers": 1, "dropout": 0.0} | (prednet or {})
     jointnet = {"encoder_hidden": encoder["d_model"], "pred_hidden": 12, "joint_hidden": 10} | (jointnet or {})
@@ -46,19 +46,22 @@ def small_transducer(
     decoder = {"prednet": prednet, "vocab_size": len(VOCABULARY)}
     joint = {"jointnet": jointnet, "num_classes": len(VOCABULARY), "vocabulary": list(VOCABULARY)}
     joint |= {"num_extra_outputs": len(durations)}
-    modules = {
-        "preprocessor": from_nemo.AudioToMelSpectrogramPreprocessor(**preprocessor).eval(),
+    modules, config = _front_end(from_nemo, encoder, preprocessor)
+    modules |= {
         "encoder": _randomized(from_nemo.ConformerEncoder(**encoder)),
         "decoder": _randomized(from_nemo.RNNTDecoder(**decoder)),
         "joint": _randomized(from_nemo.RNNTJoint(**joint)),
     }
-    config = {
-        "preprocessor": _section("AudioToMelSpectrogramPreprocessor", preprocessor),
+    config |= {
         "encoder": _section("ConformerEncoder", encoder),
         "decoder": _section("RNNTDecoder", decoder),
         "joint": _section("RNNTJoint", joint),
         "decoding": {"durations": list(durations)},
     }
+    if ctc:
+        head = _ctc_head(encoder)
+        modules["ctc_decoder"] = _randomized(from_nemo.ConvASRDecoder(**head))
+        config["aux_ctc"] = {"decoder": _section("ConvASRDecoder", head)}
     _save(checkpoint, config, modules)
     return SmallModel(checkpoint, NemoModel(**{_FIELDS.get(name, name): module for name, module in modules.items()}))
 
@@ -67,19 +70,30 @@ def small_ctc(checkpoint: Path, *, encoder: dict[str, Any] | None = None, seed: 
     """A CTC model over characters."""
     from_nemo = _nemo_modules(seed)
     encoder = encoder_options(**(encoder or {}))
-    head = {"feat_in": encoder["d_model"], "num_classes": len(VOCABULARY), "vocabulary": list(VOCABULARY)}
-    modules = {
-        "preprocessor": from_nemo.AudioToMelSpectrogramPreprocessor(features=FEATURES),
+    head = _ctc_head(encoder)
+    modules, config = _front_end(from_nemo, encoder, None)
+    modules |= {
         "encoder": _randomized(from_nemo.ConformerEncoder(**encoder)),
         "decoder": _randomized(from_nemo.ConvASRDecoder(**head)),
     }
-    config = {
-        "preprocessor": _section("AudioToMelSpectrogramPreprocessor", {"features": FEATURES}),
-        "encoder": _section("ConformerEncoder", encoder),
-        "decoder": _section("ConvASRDecoder", head),
-    }
+    config |= {"encoder": _section("ConformerEncoder", encoder), "decoder": _section("ConvASRDecoder", head)}
     _save(checkpoint, config, modules)
     return SmallModel(checkpoint, NemoModel(modules["encoder"], None, None, ctc_decoder=modules["decoder"]))
+
+
+def _front_end(
+    from_nemo: Any, encoder: dict[str, Any], options: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Modules and config of the preprocessor; none for a model of other features than ``FEATURES`` mel bins."""
+    if encoder["feat_in"] != FEATURES:
+        return {}, {}
+    options = {"features": FEATURES, "pad_to": 0} | (options or {})
+    module = from_nemo.AudioToMelSpectrogramPreprocessor(**options).eval()
+    return {"preprocessor": module}, {"preprocessor": _section("AudioToMelSpectrogramPreprocessor", options)}
+
+
+def _ctc_head(encoder: dict[str, Any]) -> dict[str, Any]:
+    return {"feat_in": encoder["d_model"], "num_classes": len(VOCABULARY), "vocabulary": list(VOCABULARY)}
 
 
 def encoder_options(**options: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from onnx_sessions import Graph, worst_of_rows
 from small_models import FEATURES, VOCABULARY, small_ctc, small_transducer
 
 from nemotrt.bundle import Bundle
-from nemotrt.export import export_checkpoint
+from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 
 ENCODER_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
@@ -127,6 +127,20 @@ class TestTheEndOfThePositionTable:
         wanted, wanted_lengths = nemo.encoder(signal, np.array([frames]))
         found, lengths = Graph.of(bundle, "encoder")(audio_signal=signal, length=np.array([frames]))
         assert lengths.tolist() == wanted_lengths.tolist() == [self.LIMIT]
+        assert worst_of_rows(found, wanted, lengths, axis=2) <= ENCODER_TOLERANCE
+
+    @pytest.mark.parametrize("positions", ["rel_pos", "abs_pos"])
+    def test_it_is_where_the_longest_input_asks_for(self, tmp_path: Path, positions: str) -> None:
+        """NeMo computes more positions when it meets longer audio; a graph has as many as were asked for."""
+        options = {"pos_emb_max_len": self.LIMIT, "self_attention_model": positions}
+        model = small_transducer(tmp_path / "m.nemo", encoder=options)
+        choices = ModelChoices(max_seconds=5)
+        bundle = export_checkpoint(model.checkpoint, tmp_path / "m", options=ExportOptions(choices=choices))
+        assert bundle.meta.encoder.max_encoder_frames == 63
+        signal = np.random.default_rng(0).standard_normal((1, FEATURES, 500)).astype(np.float32)
+        wanted, wanted_lengths = model.nemo.encoder(signal, np.array([500]))
+        found, lengths = Graph.of(bundle, "encoder")(audio_signal=signal, length=np.array([500]))
+        assert lengths.tolist() == wanted_lengths.tolist() == [63]
         assert worst_of_rows(found, wanted, lengths, axis=2) <= ENCODER_TOLERANCE
 
     def test_one_frame_more_fails_and_gives_no_numbers(self, bundle_and_nemo: tuple[Bundle, Any]) -> None:

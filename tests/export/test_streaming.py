@@ -100,6 +100,23 @@ def test_a_stream_that_forgets_its_caches_is_seen(hybrid_checkpoint: Path, tmp_p
     assert np.abs(found[:, :, : lengths[0]] - wanted).max() > 1000 * TOLERANCE
 
 
+@pytest.mark.parametrize("frames", [7, 35, 140])
+def test_a_cache_of_another_size_streams_what_attention_of_that_reach_encodes(
+    hybrid_checkpoint: Path, tmp_path: Path, frames: int
+) -> None:
+    choices = ModelChoices(lookahead=6, left_context=frames)
+    options = ExportOptions(components=COMPONENTS, choices=choices)
+    bundle = export_checkpoint(hybrid_checkpoint, tmp_path / "m", options=options)
+    assert bundle.meta.streaming is not None
+    assert bundle.meta.streaming.left_context_frames == frames
+    features = np.random.default_rng(0).standard_normal((1, 80, 1500)).astype(np.float32)
+    with Transcriber(bundle, threads=1) as offline:
+        wanted, lengths = offline.encode(features, np.array([1500]))
+    found = streamed(bundle, features, sizes=[100])
+    assert found.shape[2] == lengths[0]
+    assert np.abs(found - wanted[:, :, : lengths[0]]).max() <= TOLERANCE
+
+
 def test_the_cache_length_grows_to_the_left_context_and_stays(hybrid_checkpoint: Path, tmp_path: Path) -> None:
     bundle = exported(hybrid_checkpoint, tmp_path, lookahead=13)
     spec = bundle.component("encoder_streaming")
