@@ -24,6 +24,7 @@ class StreamingEncoder:
     """One stream of ``batch`` rows. Push features as they come, then finish.
 
     What all pushes return together equals what the offline encoder returns for the same features, whatever their sizes.
+    Where chunks overlap (``cache_drop_frames``), a frame is returned by the chunk that keeps it.
 
     Raises:
         BundleError: the bundle was exported without the streaming encoder.
@@ -48,7 +49,7 @@ class StreamingEncoder:
         lead = self._spec.window_feature_frames - self._spec.first_chunk_feature_frames
         self._pending = np.zeros((batch, bundle.meta.encoder.features, lead), np.float32)
         self._wanted = self._spec.first_chunk_feature_frames
-        self._finished = False
+        self._began = self._finished = False
 
     @property
     def next_chunk_feature_frames(self) -> int:
@@ -77,27 +78,31 @@ class StreamingEncoder:
         """The frames of the short last chunk, ``[batch, D, m]``; m is 0 if the audio ended with a full one."""
         outputs = []
         new = self._pending.shape[2] - (self._spec.window_feature_frames - self._wanted)
-        if not self._finished and new > 0:
-            outputs.append(self._run(self._pending))
+        owed = self._began and self._spec.cache_drop_frames > 0
+        if not self._finished and (new > 0 or owed):
+            outputs.append(self._run(self._pending, last=True))
         self._finished = True
         return self._joined(iter(outputs))
 
     def _full_chunks(self) -> Iterator[Array]:
         window, chunk = self._spec.window_feature_frames, self._spec.chunk_feature_frames
         while self._pending.shape[2] >= window:
-            yield self._run(self._pending[:, :, :window])
+            yield self._run(self._pending[:, :, :window], last=False)
             # The next window begins so that its new frames are its last ones.
             self._pending = self._pending[:, :, chunk:]
-            self._wanted = chunk
+            self._wanted, self._began = chunk, True
 
-    def _run(self, features: Array) -> Array:
+    def _run(self, features: Array, *, last: bool) -> Array:
         batch, bins, frames = features.shape
         audio_signal = np.zeros((batch, bins, self._spec.window_feature_frames), np.float32)
         audio_signal[:, :, :frames] = features
         length = np.full(batch, frames, np.int64)
         outputs = self._runner.run({"audio_signal": audio_signal, "length": length, **self._caches})
         self._caches = {name: outputs[f"{name}{_OUT}"] for name in self._caches}
-        return outputs["encoder_output"][:, :, : int(outputs["encoded_lengths"][0])]
+        frames = int(outputs["encoded_lengths"][0])
+        if not last:
+            frames -= self._spec.cache_drop_frames
+        return outputs["encoder_output"][:, :, :frames]
 
     def _joined(self, outputs: Iterator[Array]) -> Array:
         batch = self._pending.shape[0]

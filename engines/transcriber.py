@@ -108,6 +108,8 @@ class Transcriber:
             AudioError: a waveform of another sample rate, shorter than one feature frame, or longer than the
                 encoder's position table.
         """
+        if self.bundle.meta.fixed_feature_frames is not None:
+            return tuple(self._transcribed(*self.features([waveform]))[0] for waveform in waveforms)
         return self._transcribed(*self.features(waveforms)) if waveforms else ()
 
     def transcribe_features(self, features: Sequence[Array]) -> tuple[Transcription, ...]:
@@ -118,6 +120,9 @@ class Transcriber:
         """
         for index, array in enumerate(features):
             self._check_features(array, where=f"features {index + 1} of {len(features)}")
+        fixed = self.bundle.meta.fixed_feature_frames
+        if fixed is not None:
+            return tuple(self._transcribed(*_padded_features([array], frames=fixed))[0] for array in features)
         return self._transcribed(*_padded_features(features)) if features else ()
 
     def _transcribed(self, audio_signal: Array, length: Array) -> tuple[Transcription, ...]:
@@ -142,7 +147,9 @@ class Transcriber:
         """
         for index, waveform in enumerate(waveforms):
             self._check(waveform, where=f"waveform {index + 1} of {len(waveforms)}")
-        outputs = self._runners["preprocessor"].run(_padded(waveforms))
+        mel, fixed = self.bundle.meta.audio_front_end(), self.bundle.meta.fixed_feature_frames
+        samples = None if fixed is None else fixed * mel.hop_samples
+        outputs = self._runners["preprocessor"].run(_padded(waveforms, samples=samples))
         return outputs["audio_signal"], outputs["length"]
 
     def encode(self, audio_signal: Array, length: Array) -> tuple[Array, Array]:
@@ -197,18 +204,18 @@ class Transcriber:
         )
 
     def _check_features(self, array: Array, *, where: str) -> None:
-        spec = self.bundle.meta.encoder
-        is_fit = array.ndim == 2 and array.shape[0] == spec.features and array.dtype == np.float32
-        if not is_fit or not 1 <= array.shape[1] <= spec.max_feature_frames:
+        features, longest = self.bundle.meta.encoder.features, self.bundle.meta.geometry.max_feature_frames
+        is_fit = array.ndim == 2 and array.shape[0] == features and array.dtype == np.float32
+        if not is_fit or not 1 <= array.shape[1] <= longest:
             raise UsageError(
                 "the features do not fit the model",
                 where=where,
                 found=f"{array.dtype} {list(array.shape)}",
-                fix=f"give float32 [{spec.features}, 1 to {spec.max_feature_frames}]",
+                fix=f"give float32 [{features}, 1 to {longest}]",
             )
 
     def _check(self, waveform: Waveform, *, where: str) -> None:
-        mel, limit = self.bundle.meta.audio_front_end(), self.bundle.meta.encoder.max_feature_frames
+        mel, limit = self.bundle.meta.audio_front_end(), self.bundle.meta.geometry.max_feature_frames
         frame_seconds = mel.hop_samples / mel.sample_rate
         if waveform.sample_rate != mel.sample_rate:
             raise AudioError(
@@ -227,7 +234,7 @@ class Transcriber:
             )
         if frames > limit:
             raise AudioError(
-                "the audio is longer than the model's position table",
+                "the audio is longer than the model takes",
                 where=where,
                 found=f"{waveform.seconds:.2f} s, the limit is {limit * frame_seconds:g} s",
                 fix="cut it into shorter pieces, at pauses",
@@ -264,19 +271,24 @@ def _label(runners: Sequence[Runner]) -> str:
     return " + ".join(dict.fromkeys(runner.label for runner in runners))
 
 
-def _padded_features(features: Sequence[Array]) -> tuple[Array, Array]:
+def _padded_features(features: Sequence[Array], *, frames: int | None = None) -> tuple[Array, Array]:
     """One batch ``[batch, F, frames]``, padded with zeros, and the lengths ``[batch]``."""
     lengths = np.asarray([array.shape[1] for array in features], dtype=np.int64)
-    batch = np.zeros((len(features), features[0].shape[0], int(lengths.max())), dtype=np.float32)
+    batch = np.zeros((len(features), features[0].shape[0], frames or int(lengths.max())), dtype=np.float32)
     for row, array in zip(batch, features, strict=True):
         row[:, : array.shape[1]] = array
     return batch, lengths
 
 
-def _padded(waveforms: Sequence[Waveform]) -> dict[str, Array]:
-    """One batch, padded with zeros: ``waveform`` ``[batch, samples]``, ``waveform_length`` ``[batch]``."""
+def _padded(waveforms: Sequence[Waveform], *, samples: int | None) -> dict[str, Array]:
+    """One batch, padded with zeros: ``waveform`` ``[batch, samples]``, ``waveform_length`` ``[batch]``.
+
+    Where ``samples`` is fixed, what is beyond is less than a frame.
+    """
     lengths = np.asarray([len(waveform.samples) for waveform in waveforms], dtype=np.int64)
-    batch = np.zeros((len(waveforms), int(lengths.max())), dtype=np.float32)
+    width = samples or int(lengths.max())
+    lengths = np.minimum(lengths, width)
+    batch = np.zeros((len(waveforms), width), dtype=np.float32)
     for row, waveform in zip(batch, waveforms, strict=True):
-        row[: len(waveform.samples)] = waveform.samples
+        row[: len(waveform.samples)] = waveform.samples[:width]
     return {"waveform": batch, "waveform_length": lengths}

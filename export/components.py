@@ -14,7 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from nemotrt.bundle import BATCH, ENCODER_FRAMES, ComponentName, StreamingSpec
+from nemotrt.bundle import (
+    BATCH,
+    ENCODER_FRAMES,
+    FRAMES,
+    JOINT_FRAMES,
+    SAMPLES,
+    TOKENS,
+    ComponentName,
+    Decoder,
+    StreamingSpec,
+    frame_seconds_of,
+)
+from nemotrt.errors import UsageError
 from nemotrt.export.config import ModelConfig
 from nemotrt.export.encoder import Encoded, encoder
 from nemotrt.export.graph import GraphBuilder
@@ -32,7 +44,51 @@ DEFAULT: tuple[ComponentName, ...] = (
 VARIANT_OF: Mapping[ComponentName, ComponentName] = MappingProxyType({"encoder_nomask": "encoder", "ctc_nomask": "ctc"})
 """Components that are another graph over the weights of a component, and need that component beside them."""
 
+OF_DECODER: Mapping[Decoder, tuple[ComponentName, ...]] = MappingProxyType(
+    {
+        "ctc": ("preprocessor", "ctc", "ctc_nomask"),
+        "rnnt": ("preprocessor", "encoder", "encoder_nomask", "predictor", "joint"),
+        "tdt": ("preprocessor", "encoder", "encoder_nomask", "predictor", "joint"),
+    }
+)
+"""Those of the default that one decoder needs."""
+
 _Writer = Callable[[GraphBuilder, Weights], None]
+
+
+def decoders_of(config: ModelConfig) -> tuple[Decoder, ...]:
+    """How a model of this config can be decoded, the transducer first."""
+    decoders: list[Decoder] = []
+    if config.transducer is not None:
+        decoders.append("tdt" if config.transducer.spec.durations else "rnnt")
+    if config.ctc_prefix is not None:
+        decoders.append("ctc")
+    return tuple(decoders)
+
+
+def fixed_axes(config: ModelConfig, seconds: float) -> dict[str, int]:
+    """The size of every axis for one clip of ``seconds``, decoded a frame and a token at a time.
+
+    Raises:
+        UsageError: the model takes no clip of that length.
+    """
+    spec = config.encoder.spec
+    frames = round(seconds / frame_seconds_of(config.mel))
+    if not 1 <= frames <= spec.max_feature_frames:
+        longest = spec.max_feature_frames * frame_seconds_of(config.mel)
+        raise UsageError(
+            "a clip of this length does not fit the model",
+            found=f"{seconds:g} s",
+            fix=f"choose from {frame_seconds_of(config.mel):g} to {longest:g} s",
+        )
+    return {
+        BATCH: 1,
+        SAMPLES: frames * (1 if config.mel is None else config.mel.hop_samples),
+        FRAMES: frames,
+        ENCODER_FRAMES: spec.encoder_frames_from_feature_frames(frames),
+        JOINT_FRAMES: 1,
+        TOKENS: 1,
+    }
 
 
 def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> Mapping[ComponentName, _Writer]:

@@ -5,9 +5,9 @@ open_nemo -> model_config -> component_graphs -> save each (weights stream throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nemotrt.bundle import (
     CacheLayout,
     ComponentName,
     ComponentSpec,
+    Decoder,
     ExportRecord,
     FileRecord,
     StreamingSpec,
@@ -30,10 +31,10 @@ from nemotrt.bundle import (
 from nemotrt.bundle_writer import BundleWriter
 from nemotrt.errors import UnsupportedModelError, UsageError
 from nemotrt.export.archive import NemoArchive, open_nemo
-from nemotrt.export.components import DEFAULT, VARIANT_OF, component_writers
+from nemotrt.export.components import DEFAULT, OF_DECODER, VARIANT_OF, component_writers, decoders_of, fixed_axes
 from nemotrt.export.config import ModelConfig, model_config
 from nemotrt.export.encoder_config import AS_TRAINED, ModelChoices
-from nemotrt.export.graph import GraphBuilder
+from nemotrt.export.graph import IR_VERSIONS, OPSET, GraphBuilder
 from nemotrt.export.shared_weights import share_weights
 from nemotrt.export.streaming import streaming_spec
 from nemotrt.export.vocabulary import check_tokenizers, tokens_text, vocabulary_text
@@ -55,17 +56,45 @@ class ExportOptions:
 
     Attributes:
         components: by name; none: those that nemotrt decodes with.
+        decoder: in place of ``components``: those of this decoder only.
         choices: where the checkpoint leaves a choice.
         cache: what the streaming encoder keeps of the frames before a chunk.
+        cache_drop: encoder frames at the end of a chunk that it does not keep: the next chunk brings them again.
+        fixed_seconds: every axis of fixed size: one clip, of this length; ``None``: any sizes.
+        opset: ONNX opset version of the graphs.
+
+    Raises:
+        UsageError: an opset that is not written, or two options that contradict each other.
     """
 
     components: tuple[str, ...] = ()
+    decoder: Decoder | None = None
     choices: ModelChoices = AS_TRAINED
     cache: CacheLayout = "inputs"
+    cache_drop: int = 0
+    fixed_seconds: float | None = None
+    opset: int = OPSET
+
+    def __post_init__(self) -> None:
+        if self.opset not in IR_VERSIONS:
+            raise UsageError("this opset is not written", found=self.opset, fix=f"choose {_range_text(IR_VERSIONS)}")
+        if self.components and self.decoder is not None:
+            raise UsageError(
+                "components and a decoder were both named",
+                found=f"{', '.join(self.components)}; {self.decoder}",
+                fix="name one or the other: a decoder stands for the components that it needs",
+            )
+
+    def model_choices(self) -> ModelChoices:
+        """``choices``, with no more positions than a clip of fixed length has."""
+        if self.fixed_seconds is None or self.choices.max_seconds is not None:
+            return self.choices
+        return replace(self.choices, max_seconds=self.fixed_seconds)
 
     def record(self) -> ExportRecord:
         """The same, as the bundle keeps it."""
-        return ExportRecord(components=self.components, cache=self.cache, **asdict(self.choices))
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "choices"}
+        return ExportRecord(**own, **asdict(self.choices))
 
 
 def export_checkpoint(
@@ -86,10 +115,10 @@ def export_checkpoint(
         MachineError: ``destination`` cannot be written.
     """
     with open_nemo(checkpoint) as archive, ThreadPoolExecutor(max_workers=1) as beside:
-        config = model_config(archive.config, origin=checkpoint, choices=options.choices)
+        config = model_config(archive.config, origin=checkpoint, choices=options.model_choices())
         streaming = _streaming(config, options)
-        graphs = _graphs(archive.weights, config, streaming)
-        names = _chosen(options, graphs, checkpoint)
+        graphs = _graphs(archive.weights, config, streaming, options)
+        names = _chosen(options, config, graphs, checkpoint)
         with BundleWriter(destination, overwrite=overwrite) as writer:
             digest = beside.submit(sha256_of_file, checkpoint)
             _write_texts(archive, config, writer.folder)
@@ -102,9 +131,13 @@ def export_checkpoint(
             return writer.publish(lambda files: _meta(source, components, files))
 
 
+def _range_text(numbers: Collection[int]) -> str:
+    return f"from {min(numbers)} to {max(numbers)}"
+
+
 def _streaming(config: ModelConfig, options: ExportOptions) -> StreamingSpec | None:
     try:
-        return streaming_spec(config.encoder, options.cache)
+        return streaming_spec(config.encoder, options.cache, drop=options.cache_drop)
     except UnsupportedModelError:
         if "encoder_streaming" in options.components:
             raise
@@ -112,12 +145,13 @@ def _streaming(config: ModelConfig, options: ExportOptions) -> StreamingSpec | N
 
 
 def _graphs(
-    weights: Weights, config: ModelConfig, streaming: StreamingSpec | None
+    weights: Weights, config: ModelConfig, streaming: StreamingSpec | None, options: ExportOptions
 ) -> dict[ComponentName, GraphBuilder]:
     """All components of the model: also those not asked for, so that every weight is accounted for."""
     graphs = {}
+    axes = {} if options.fixed_seconds is None else fixed_axes(config, options.fixed_seconds)
     for name, write in component_writers(config, streaming).items():
-        graphs[name] = GraphBuilder(name)
+        graphs[name] = GraphBuilder(name, opset=options.opset, axes=axes)
         write(graphs[name], weights)
     own_features = config.front_end is None  # what makes them is not ours to account for
     weights.refuse_unexpected(_MODEL_PREFIXES if own_features else (*_MODEL_PREFIXES, _FRONT_END_PREFIX))
@@ -125,7 +159,7 @@ def _graphs(
 
 
 def _chosen(
-    options: ExportOptions, graphs: Mapping[ComponentName, GraphBuilder], checkpoint: Path
+    options: ExportOptions, config: ModelConfig, graphs: Mapping[ComponentName, GraphBuilder], checkpoint: Path
 ) -> tuple[ComponentName, ...]:
     unknown = [name for name in options.components if name not in (*graphs, ALL)]
     if unknown:
@@ -135,15 +169,28 @@ def _chosen(
             fix=f"choose from: {', '.join((*graphs, ALL))}",
         )
     wanted = options.components or DEFAULT
-    if options.cache != "inputs" and not {"encoder_streaming", ALL} & set(wanted):
+    if options.decoder is not None:
+        wanted = _of_decoder(options.decoder, config, checkpoint)
+    if (options.cache != "inputs" or options.cache_drop) and not {"encoder_streaming", ALL} & set(wanted):
         raise UsageError(
-            "a cache layout was given, but nothing that has a cache is exported",
+            "something was chosen for a cache, but nothing that has a cache is exported",
             where=checkpoint,
             found=f"components {', '.join(wanted)}",
-            fix="add --component encoder_streaming, or leave --cache out",
+            fix="add --component encoder_streaming, or leave --cache and --streaming-cache-drop-size out",
         )
     needed = {*wanted, *(VARIANT_OF[name] for name in graphs if name in wanted and name in VARIANT_OF)}
     return tuple(name for name in graphs if name in needed or ALL in wanted)
+
+
+def _of_decoder(decoder: Decoder, config: ModelConfig, checkpoint: Path) -> tuple[ComponentName, ...]:
+    available = decoders_of(config)
+    if decoder not in available:
+        raise UsageError(
+            f"the model has no {decoder} decoder",
+            where=checkpoint,
+            fix=f"choose from: {', '.join(available)}",
+        )
+    return OF_DECODER[decoder]
 
 
 def _write_texts(archive: NemoArchive, config: ModelConfig, folder: Path) -> None:

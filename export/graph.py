@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from nemotrt.bundle import DType, TensorSpec
 
-# LayerNormalization came with 17, Split's num_outputs with 18; every runtime we target reads 18.
+# LayerNormalization came with 17, Split's num_outputs with 18; every runtime we target reads 18. The operators written
+# here mean the same in all of these. By each the format version that came with it, but for 18 one that more can read.
 OPSET = 18
-IR_VERSION = 9
+IR_VERSIONS = {18: 9, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 _STRIP_COLUMNS = 32
 
 Attribute = int | float | str | Sequence[int]
@@ -31,12 +33,16 @@ _DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "int32": ir
 
 
 class GraphBuilder:
-    """Collects inputs, weights, nodes and outputs of one component."""
+    """Collects inputs, weights, nodes and outputs of one component.
 
-    def __init__(self, name: str) -> None:
+    ``axes`` are sizes of dynamic axes by name: those axes are fixed.
+    """
+
+    def __init__(self, name: str, *, opset: int = OPSET, axes: Mapping[str, int] = MappingProxyType({})) -> None:
         self.name = name
         self.parameters = 0
-        self._graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)
+        self._opset, self._axes = opset, axes
+        self._graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name)
         self._scopes: list[str] = []
         self._names: Counter[str] = Counter()
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
@@ -53,6 +59,7 @@ class GraphBuilder:
 
     def input(self, name: str, dtype: DType, shape: tuple[int | str, ...]) -> ir.Value:
         """Declare a graph input; names in ``shape`` are dynamic axes."""
+        shape = self._sized(shape)
         value = _typed_value(name, dtype, shape)
         self._graph.inputs.append(value)
         self._specs[0].append(TensorSpec(name=name, dtype=dtype, shape=shape))
@@ -60,7 +67,7 @@ class GraphBuilder:
 
     def output(self, value: ir.Value, name: str, dtype: DType, shape: tuple[int | str, ...]) -> None:
         """Declare ``value`` a graph output under ``name``."""
-        value.name = name
+        value.name, shape = name, self._sized(shape)
         value.type, value.shape = ir.TensorType(_DTYPES[dtype]), ir.Shape(shape)
         self._graph.outputs.append(value)
         self._specs[1].append(TensorSpec(name=name, dtype=dtype, shape=shape))
@@ -125,7 +132,8 @@ class GraphBuilder:
         """The finished model."""
         from nemotrt import __version__
 
-        return ir.Model(self._graph, ir_version=IR_VERSION, producer_name="nemotrt", producer_version=__version__)
+        version = IR_VERSIONS[self._opset]
+        return ir.Model(self._graph, ir_version=version, producer_name="nemotrt", producer_version=__version__)
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -170,6 +178,9 @@ class GraphBuilder:
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         self._graph.initializers[str(tensor.name)] = value
         return value
+
+    def _sized(self, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        return tuple(self._axes.get(axis, axis) if isinstance(axis, str) else axis for axis in shape)
 
     def _scoped(self, name: str) -> str:
         return ".".join([*self._scopes, name])

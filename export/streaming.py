@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nemotrt.bundle import BATCH, CacheLayout, EncoderSpec, StreamingSpec
-from nemotrt.errors import UnsupportedModelError
+from nemotrt.errors import UnsupportedModelError, UsageError
 from nemotrt.export.conformer import ConformerLayer, LayerCache, LayerContext
 from nemotrt.export.encoder import FORBIDDEN_SCORE
 from nemotrt.export.encoder_config import EncoderConfig
@@ -33,11 +33,12 @@ _DROPPED = 2  # encoder frames
 _NORMS_OVER_ALL_FRAMES = ("group_norm", "instance_norm")
 
 
-def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
-    """How a checkpoint of this config is streamed.
+def streaming_spec(config: EncoderConfig, layout: CacheLayout, *, drop: int) -> StreamingSpec:
+    """How a checkpoint of this config is streamed; of each chunk ``drop`` encoder frames come again with the next.
 
     Raises:
         UnsupportedModelError: the encoder looks at audio that a stream does not have yet.
+        UsageError: ``drop`` leaves nothing new in a chunk.
     """
     spec = config.spec
     left, right = spec.attention_context
@@ -56,14 +57,21 @@ def streaming_spec(config: EncoderConfig, layout: CacheLayout) -> StreamingSpec:
             fix="export its offline components, or a cache-aware checkpoint",
         )
     factor, chunk = spec.subsampling_factor, right + 1
+    if not 0 <= drop < chunk:
+        raise UsageError(
+            "a chunk must bring something new",
+            found=f"{drop} of its {chunk} encoder frames are dropped from the cache",
+            fix=f"choose a drop size from 0 to {right}, or a longer look-ahead",
+        )
     return StreamingSpec(
         window_feature_frames=factor * (chunk + 1) + 1,
-        chunk_feature_frames=factor * chunk,
+        chunk_feature_frames=factor * (chunk - drop),
         first_chunk_feature_frames=factor * right + 1,
         chunk_encoder_frames=chunk,
         left_context_frames=left,
         conv_cache_frames=config.conv_context[0],
         cache=layout,
+        cache_drop_frames=drop,
     )
 
 
@@ -127,7 +135,7 @@ def _cache_outputs(
     for (name, shape), layers in zip(cache_shapes(spec, streaming).items(), columns, strict=True):
         stacked = g.op("Concat", *(g.op("Unsqueeze", layer, g.constant([0])) for layer in layers), axis=0)
         g.output(stacked, f"{name}_out", "float32", shape)
-    seen = g.op("Add", cached, g.constant(streaming.chunk_encoder_frames))
+    seen = g.op("Add", cached, g.constant(streaming.chunk_encoder_frames - streaming.cache_drop_frames))
     limited = g.op("Min", seen, g.constant(streaming.left_context_frames))
     g.output(limited, "cache_last_channel_len_out", "int64", (BATCH,))
 
@@ -137,12 +145,17 @@ def _of_layer(g: GraphBuilder, stacked: ir.Value, layer: int) -> ir.Value:
 
 
 def _newest(g: GraphBuilder, seen: LayerCache, streaming: StreamingSpec) -> LayerCache:
-    """The last frames of what a layer saw: the chunk pushes as many of the oldest out."""
-    chunk = streaming.chunk_encoder_frames
+    """The last frames of what a layer saw, but for those that come again: they push as many of the oldest out."""
+    new = streaming.chunk_encoder_frames - streaming.cache_drop_frames
     axis = 1 if streaming.cache == "inputs" else 2
+
+    def kept(value: ir.Value, *, axis: int, frames: int) -> ir.Value:
+        end = g.constant([new + frames]) if streaming.cache_drop_frames else None
+        return g.slice(value, axis=axis, start=new, end=end)
+
     return LayerCache(
-        tuple(g.slice(value, axis=axis, start=chunk) for value in seen.attention),
-        g.slice(seen.convolution, axis=2, start=chunk),
+        tuple(kept(value, axis=axis, frames=streaming.left_context_frames) for value in seen.attention),
+        kept(seen.convolution, axis=2, frames=streaming.conv_cache_frames),
     )
 
 

@@ -152,6 +152,9 @@ class StreamingSpec(_Record):
     """How the streaming encoder is fed. A window is the end of the audio so far: ``window_feature_frames`` frames, of
     which the last ``chunk_feature_frames`` are new. In the first window ``first_chunk_feature_frames`` are new, at its
     end, behind zeros. ``length`` counts from the start of the window.
+
+    The last ``cache_drop_frames`` of the ``chunk_encoder_frames`` are not cached but come again with the next chunk:
+    unless the audio ends there, they are preliminary.
     """
 
     window_feature_frames: PositiveInt
@@ -161,6 +164,7 @@ class StreamingSpec(_Record):
     left_context_frames: int
     conv_cache_frames: int
     cache: CacheLayout
+    cache_drop_frames: int = 0
 
 
 class TransducerSpec(_Record):
@@ -183,10 +187,14 @@ class ExportRecord(_Record):
     """What was asked of the export: see ``nemotrt.export.ExportOptions``."""
 
     components: tuple[str, ...] = ()
+    decoder: Decoder | None = None
     lookahead: int | None = None
     left_context: int | None = None
     max_seconds: float | None = None
     cache: CacheLayout = "inputs"
+    cache_drop: int = 0
+    fixed_seconds: float | None = None
+    opset: int | None = None
 
 
 class BundleMeta(_Record):
@@ -240,7 +248,7 @@ class BundleMeta(_Record):
             hop_samples=1 if self.mel is None else self.mel.hop_samples,
             subsampling_factor=self.encoder.subsampling_factor,
             causal_subsampling=self.encoder.causal_subsampling,
-            max_feature_frames=self.encoder.max_feature_frames,
+            max_feature_frames=self.fixed_feature_frames or self.encoder.max_feature_frames,
         )
 
     def audio_front_end(self) -> MelSpec:
@@ -257,6 +265,13 @@ class BundleMeta(_Record):
                 fix="give float32 features [features, frames] as .npy files: nemotrt transcribe takes them",
             )
         return self.mel
+
+    @property
+    def fixed_feature_frames(self) -> int | None:
+        """Feature frames of the one clip that a bundle of fixed shapes takes; ``None`` where lengths are free."""
+        whole = self.components.get("encoder") or self.components.get("ctc")
+        frames = None if whole is None else whole.inputs[0].shape[-1]
+        return frames if isinstance(frames, int) else None
 
     def fingerprint(self) -> str:
         """SHA-256 of the whole document, and so of every file it records."""

@@ -188,6 +188,10 @@ def export(
             show_default="those that nemotrt decodes with",
         ),
     ] = None,
+    decoder: Annotated[
+        DecoderName | None,
+        typer.Option("--decoder", help="Only the components of one decoder.", show_default="all that the model has"),
+    ] = None,
     lookahead: Annotated[
         int | None,
         typer.Option("--lookahead", metavar="FRAMES", help="Attention look-ahead.", show_default="the first trained"),
@@ -210,6 +214,22 @@ def export(
     cache: Annotated[
         Cache, typer.Option("--cache", metavar="KIND", help="What encoder_streaming keeps: inputs, or kv.")
     ] = Cache.INPUTS,
+    streaming_cache_drop_size: Annotated[
+        int,
+        typer.Option(
+            "--streaming-cache-drop-size",
+            metavar="FRAMES",
+            min=0,
+            help="Encoder frames of a chunk that come again with the next one.",
+        ),
+    ] = 0,
+    fixed: Annotated[
+        float | None,
+        typer.Option(
+            "--fixed", metavar="S", help="Fixed shapes: one clip of S seconds.", show_default="any batch and length"
+        ),
+    ] = None,
+    opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset version, 18 to 23.")] = 18,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -219,8 +239,12 @@ def export(
 
     options = ExportOptions(
         components=tuple(component or ()),
+        decoder=_decoder(decoder),
         choices=ModelChoices(lookahead=lookahead, left_context=streaming_cache_size, max_seconds=max_seconds),
         cache="kv" if cache is Cache.KV else "inputs",
+        cache_drop=streaming_cache_drop_size,
+        fixed_seconds=fixed,
+        opset=opset,
     )
     with console.progress("export") as progress:
         bundle = export_checkpoint(

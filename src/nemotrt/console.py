@@ -80,8 +80,10 @@ def print_bundle(bundle: Bundle) -> None:
     table = _table(f"{bundle.path}: {meta.name}, {meta.family}, {meta.precision}")
     for column in ("component", "inputs", "outputs", "parameters", "size"):
         table.add_column(column, justify="right" if column in ("parameters", "size") else "left")
+    counted: set[str] = set()  # a variant shares the data file of its component
     for name, spec in meta.components.items():
-        size = sum(meta.files[file].size_bytes for file in spec.files)
+        size = sum(meta.files[file].size_bytes for file in spec.files if file not in counted)
+        counted.update(spec.files)
         table.add_row(
             name,
             ", ".join(tensor.name for tensor in spec.inputs),
@@ -90,6 +92,8 @@ def print_bundle(bundle: Bundle) -> None:
             quantities.size(size),
         )
     _out.print(table)
+    for note in meta.notes:
+        _line(f"note: {note}")
 
 
 def print_engines(made: Iterable[MadeEngine]) -> None:

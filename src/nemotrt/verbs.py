@@ -125,7 +125,8 @@ def compare_models(
         tolerance = tolerance_for(second.family, second.precision, decoder=systems[1].transcriber.decoder)
         utterances = _utterances(audio, systems)
         frames = [len(utterance.waveform.samples) // second.audio_front_end().hop_samples for utterance in utterances]
-        rows = limits[1].largest_batch(frames, at_most=_BATCH_SIZE)
+        takes_one = any(meta.fixed_feature_frames is not None for meta in (first, second))
+        rows = 1 if takes_one else limits[1].largest_batch(frames, at_most=_BATCH_SIZE)
         return compare(
             systems[0],
             systems[1],
