@@ -6,7 +6,6 @@ report the larger of the child's peak and that of the process which started it.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,17 +15,18 @@ from pathlib import Path
 import psutil
 
 from nemotrt.errors import MachineError
+from nemotrt.processes import how_it_failed, peak_rss_bytes
 
 _LOOK_EVERY_SECONDS = 0.005
-_LAST_LINES = 3
+_LIST_CHILDREN_EVERY_SECONDS = 0.1  # it reads about every process of the machine
 
 
 @dataclass(frozen=True)
 class Finished:
     """A process that ended. ``seconds`` is wall-clock time from start to end, interpreter and imports included.
 
-    ``peak_rss_bytes`` is of the process itself; ``None`` where it ended before it could be looked at.
-    ``stdout`` and ``stderr`` are its last words.
+    ``peak_rss_bytes`` is of the process with those that it started; ``None`` where it ended before it could be looked
+    at. ``stdout`` and ``stderr`` are its last words.
     """
 
     seconds: float
@@ -38,13 +38,7 @@ class Finished:
     @property
     def failure(self) -> str | None:
         """Why it failed, in a line; ``None`` if it did not."""
-        if self.exit_code == 0:
-            return None
-        if self.exit_code < 0:
-            name = signal.Signals(-self.exit_code).name
-            return f"ended by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
-        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
-        return f"exit code {self.exit_code}: {' / '.join(lines[-_LAST_LINES:]) or 'it said nothing'}"
+        return None if self.exit_code == 0 else how_it_failed(self.exit_code, self.stderr)
 
 
 def run_measured(command: Sequence[str], *, folder: Path, timeout_seconds: float) -> Finished:
@@ -71,24 +65,21 @@ def run_measured(command: Sequence[str], *, folder: Path, timeout_seconds: float
 
 def _peak_until_end(process: subprocess.Popen[bytes], *, deadline: float) -> int | None:
     peak: int | None = None
+    family, listed = [process.pid], time.perf_counter()
     while process.poll() is None:
-        if time.perf_counter() > deadline:
+        now = time.perf_counter()
+        if now > deadline:
             raise MachineError("a process takes too long and was ended", found=process.args)
-        now = _peak_rss_bytes(process.pid)
-        peak = now if peak is None else max(peak, now or 0)
+        if now > listed + _LIST_CHILDREN_EVERY_SECONDS:
+            family, listed = _with_children(process.pid), now
+        held = [peak_rss_bytes(pid) or 0 for pid in family]
+        peak = max(peak or 0, sum(held)) or None
         time.sleep(_LOOK_EVERY_SECONDS)
     return peak
 
 
-def _peak_rss_bytes(pid: int) -> int | None:
-    """Linux keeps the mark (``VmHWM``); elsewhere, what is held now."""
+def _with_children(pid: int) -> list[int]:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error:
-        return None
+        return [pid]

@@ -22,6 +22,7 @@ from typing import IO, Any
 import yaml
 
 from nemotrt.errors import ArchiveError, ConfigError, MachineError
+from nemotrt.export.disk_room import inflated_bytes, refuse_full_disk
 from nemotrt.export.weights import Weights, open_weights
 
 CONFIG_MEMBER = "model_config.yaml"
@@ -33,6 +34,7 @@ _MAX_TEXT_BYTES = 32 << 20
 _MAX_EXPANSION = 32  # weights barely compress; a bomb expands a thousandfold
 _MAX_YAML_DEPTH = 100  # libyaml recurses in C: a hundred thousand brackets end the process
 _MAX_YAML_SCALAR = 1 << 16
+_MORE_ROOM = "free disk space, or set TMPDIR to a folder with more"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -112,6 +114,9 @@ def _plain_tar(path: Path) -> Iterator[IO[bytes]]:
             yield raw
             return
         limit = _MAX_EXPANSION * max(path.stat().st_size, 1 << 20)
+        refuse_full_disk(
+            min(inflated_bytes(raw), limit), Path(tempfile.gettempdir()), what="a gzipped checkpoint", fix=_MORE_ROOM
+        )
         with tempfile.TemporaryFile(prefix="nemotrt-") as plain:
             _inflate(raw, plain, limit, path)
             plain.seek(0)
@@ -140,7 +145,7 @@ def _spill(block: bytes, plain: IO[bytes]) -> None:
             "no room to inflate a gzipped checkpoint",
             where=tempfile.gettempdir(),
             found=exc.strerror,
-            fix="free disk space, or set TMPDIR to a folder with more",
+            fix=_MORE_ROOM,
         ) from exc
 
 

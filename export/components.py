@@ -22,7 +22,6 @@ from nemotrt.bundle import (
     SAMPLES,
     TOKENS,
     ComponentName,
-    Decoder,
     StreamingSpec,
     frame_seconds_of,
 )
@@ -36,34 +35,10 @@ from nemotrt.export.steps import StepModel, greedy_step, rnnt_step
 from nemotrt.export.streaming import streaming_encoder
 from nemotrt.export.weights import Weights
 
-DEFAULT: tuple[ComponentName, ...] = (
-    "preprocessor", "encoder", "encoder_nomask", "predictor", "joint", "ctc", "ctc_nomask",
-)  # fmt: skip
-"""What nemotrt itself decodes with; the others are written when they are asked for."""
-
 VARIANT_OF: Mapping[ComponentName, ComponentName] = MappingProxyType({"encoder_nomask": "encoder", "ctc_nomask": "ctc"})
 """Components that are another graph over the weights of a component, and need that component beside them."""
 
-OF_DECODER: Mapping[Decoder, tuple[ComponentName, ...]] = MappingProxyType(
-    {
-        "ctc": ("preprocessor", "ctc", "ctc_nomask"),
-        "rnnt": ("preprocessor", "encoder", "encoder_nomask", "predictor", "joint"),
-        "tdt": ("preprocessor", "encoder", "encoder_nomask", "predictor", "joint"),
-    }
-)
-"""Those of the default that one decoder needs."""
-
 _Writer = Callable[[GraphBuilder, Weights], None]
-
-
-def decoders_of(config: ModelConfig) -> tuple[Decoder, ...]:
-    """How a model of this config can be decoded, the transducer first."""
-    decoders: list[Decoder] = []
-    if config.transducer is not None:
-        decoders.append("tdt" if config.transducer.spec.durations else "rnnt")
-    if config.ctc_prefix is not None:
-        decoders.append("ctc")
-    return tuple(decoders)
 
 
 def fixed_axes(config: ModelConfig, seconds: float) -> dict[str, int]:

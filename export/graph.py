@@ -21,11 +21,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nemotrt.bundle import DType, TensorSpec
+from nemotrt.export.options import OPSETS
 
-# LayerNormalization came with 17, Split's num_outputs with 18; every runtime we target reads 18. The operators written
-# here mean the same in all of these. By each the format version that came with it, but for 18 one that more can read.
-OPSET = 18
-IR_VERSIONS = {18: 9, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+# The operators written here mean the same in all of these. By each the format version that came with it, but for 18 one
+# that more can read.
+_IR_VERSIONS = dict(zip(OPSETS, (9, 9, 9, 10, 10, 11), strict=True))
 _STRIP_COLUMNS = 32
 
 Attribute = int | float | str | Sequence[int]
@@ -38,9 +38,10 @@ class GraphBuilder:
     ``axes`` are sizes of dynamic axes by name: those axes are fixed.
     """
 
-    def __init__(self, name: str, *, opset: int = OPSET, axes: Mapping[str, int] = MappingProxyType({})) -> None:
+    def __init__(self, name: str, *, opset: int = OPSETS[0], axes: Mapping[str, int] = MappingProxyType({})) -> None:
         self.name = name
         self.parameters = 0
+        self.largest_weight_bytes = 0
         self._opset, self._axes = opset, axes
         self._graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name)
         self._scopes: list[str] = []
@@ -83,6 +84,7 @@ class GraphBuilder:
             return ir.Tensor(_contiguous(array), name=full_name)
 
         self.parameters += prod(shape)
+        self.largest_weight_bytes = max(self.largest_weight_bytes, 4 * prod(shape))
         return self._initializer(ir.LazyTensor(tensor, ir.DataType.FLOAT, ir.Shape(shape), name=full_name))
 
     def constant(self, values: NDArray[np.generic] | Sequence[int] | int | float) -> ir.Value:
@@ -132,7 +134,7 @@ class GraphBuilder:
         """The finished model."""
         from nemotrt import __version__
 
-        version = IR_VERSIONS[self._opset]
+        version = _IR_VERSIONS[self._opset]
         return ir.Model(self._graph, ir_version=version, producer_name="nemotrt", producer_version=__version__)
 
     @property

@@ -66,6 +66,11 @@ class Weights:
         self._zip, self._root, self._tensors, self._origin = entries, root, tensors, origin
         self._expected: set[str] = set()
 
+    @property
+    def largest_storage_bytes(self) -> int:
+        """Of what is read at once: a storage may hold more than the tensor that is asked for."""
+        return max((entry.file_size for entry in self._zip.infolist()), default=0)
+
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 

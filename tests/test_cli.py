@@ -20,6 +20,8 @@ import soundfile
 
 from nemotrt import __version__, cli
 from nemotrt.bundle import Bundle, load_bundle
+from nemotrt.errors import MachineError
+from nemotrt.export import export_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -348,6 +350,7 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "export: output is something else": ("export {nemo} -o {clips}", 2, ("something else than a bundle", "{clips}")),
     "export: output is a folder of other things": ("export {nemo} -o {run}", 2, ("something else than a bundle",)),
     "export: output below a file": ("export {nemo} -o {below}", 2, ("a file where a folder should be",)),
+    "export: too little memory": ("export {nemo} -o {out} --max-memory 0.05", 3, ("51 MiB allowed", "--max-memory")),
     "export: two checkpoints": ("export {nemo} {nemo} -o {out}", 2, ("unexpected extra argument", "export --help")),
     "check: nothing there": ("check {gone}", 2, ("not a bundle", "no such folder", "nemotrt export")),
     "check: checkpoint as bundle": ("check {nemo}", 2, ("not a bundle", "a file", "nemotrt export")),
@@ -421,6 +424,18 @@ def snapshot(things: dict[str, Path]) -> dict[str, set[str]]:
     """What stands beside the things and in the bundles among them."""
     folders = {things["text"].parent, things["run"], things["bundle"], things["fp16"]}
     return {str(folder): {entry.name for entry in folder.iterdir()} for folder in folders}
+
+
+def test_what_an_export_takes_over_is_said(nemotrt: Nemotrt, things: dict[str, Path], tmp_path: Path) -> None:
+    def fail_late(stage: str) -> None:
+        if stage == "predictor":
+            raise OSError("the drive is gone")
+
+    with pytest.raises(MachineError):
+        export_checkpoint(things["nemo"], tmp_path / "b", on_progress=fail_late)
+    answer = nemotrt("export", things["nemo"], "-o", tmp_path / "b", "--smoke-test-ort")
+    assert answer.code == 0
+    assert "taken over from an export that did not finish: preprocessor, encoder\n" in answer.err
 
 
 @pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is installed here")

@@ -15,11 +15,11 @@ from typing import Any
 
 from nemotrt.bundle import ComponentSpec
 from nemotrt.errors import GraphError, MachineError
+from nemotrt.graph_contract import check_graph
 from nemotrt.profiles import AxisRange
 from nemotrt.tensorrt_api import CURRENT_GPU, RuntimeName, TensorRTApi, can_run, load_api
 from nemotrt.trt.build_log import error_from_log
 from nemotrt.trt.build_progress import BuildProgress
-from nemotrt.trt.graph_contract import check_graph
 from nemotrt.trt.input_shapes import ShapeRange, shape_ranges
 
 OnProgress = Callable[[str, float], None]

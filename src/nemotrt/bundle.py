@@ -194,7 +194,7 @@ class ExportRecord(_Record):
     cache: CacheLayout = "inputs"
     cache_drop: int = 0
     fixed_seconds: float | None = None
-    opset: int | None = None
+    opset: int = 18
 
 
 class BundleMeta(_Record):

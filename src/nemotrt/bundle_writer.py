@@ -1,16 +1,22 @@
 """Write a bundle so that it is either there and complete, or not there.
 
 enter     make  .NAME.<pid>.partial/  beside the destination, remove those of writers that died
-publish   hash and fsync every file, write the metadata last, rename the folder to NAME
+finish    hash and fsync the files of a component, note it in the folder's journal
+publish   hash and fsync every other file, write the metadata last, rename the folder to NAME
 exit      remove the partial folder, if it was not published
+
+A writer that is told its work goes on from what one of the same work had finished when it died. Where the machine is
+at fault (the disk is full), what was finished stays for the next one; whatever else ends a writer leaves nothing.
 """
 
 from __future__ import annotations
 
-import glob
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,12 +25,20 @@ import psutil
 
 from nemotrt.bundle import META_NAME, Bundle, BundleMeta, FileRecord, sha256_of_file
 from nemotrt.errors import MachineError, NemotrtError, UsageError
+from nemotrt.journal import JOURNAL_NAME, Finished, Work, note_finished, note_work, proven, read_journal
 
 _SUFFIX = ".partial"
+_MACHINE_FAULTS = (OSError, MachineError, MemoryError)
 
 
 class BundleWriter:
     """Context manager around a private folder that becomes the bundle at ``destination``.
+
+    Args:
+        destination: where the bundle will be.
+        overwrite: replace a bundle that is there.
+        work: says what decides every byte that will be written; asked only if there is something to go on from.
+            Without it every export begins at the beginning.
 
     Raises:
         UsageError: the destination exists and ``overwrite`` is false, it is something else than a bundle, or it
@@ -32,29 +46,50 @@ class BundleWriter:
         MachineError: the folder cannot be written (permissions, disk full).
     """
 
-    def __init__(self, destination: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, destination: Path, *, overwrite: bool = False, work: Callable[[], Work] | None = None) -> None:
         self.destination = destination.absolute()
         self.folder = self.destination.parent / f".{self.destination.name}.{os.getpid()}{_SUFFIX}"
+        self.taken_over: Finished = {}
         self._overwrite = overwrite
+        self._work = work
+        self._sealed: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
         self._refuse_to_replace_other_things()
         try:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.destination)
-            self.folder.mkdir()
+            claimed = list(_claim_leftovers(self.destination))
+        except OSError as exc:
+            raise _cannot_write(self.destination.parent, exc) from exc
+        for leftover in claimed:
+            if not self._goes_on_from(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            self.folder.mkdir(exist_ok=bool(self.taken_over))
         except OSError as exc:
             raise _cannot_write(self.destination.parent, exc) from exc
         return self
 
+    def note_work(self, work: Work) -> None:
+        """From here on, what is finished can be taken over by a writer of the same work."""
+        note_work(self.folder, work)
+
+    def finish(self, component: str, files: Iterable[str]) -> None:
+        """Seal the files of a component that is complete."""
+        records = {name: self._sealed.get(name) or _sealed_record(self.folder / name) for name in files}
+        note_finished(self.folder, component, records)
+        self._sealed.update(records)
+
     def publish(self, meta_from_files: Callable[[dict[str, FileRecord]], BundleMeta]) -> Bundle:
         """Seal the folder. ``meta_from_files`` receives size and SHA-256 of every file that was written."""
         try:
-            records = {entry.name: _sealed_record(entry) for entry in sorted(self.folder.iterdir())}
+            names = sorted(entry.name for entry in self.folder.iterdir() if entry.name != JOURNAL_NAME)
+            records = {name: self._sealed.get(name) or _sealed_record(self.folder / name) for name in names}
             meta = meta_from_files(records)
             meta_path = self.folder / META_NAME
             meta_path.write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
             _fsync(meta_path)
+            (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
             self._rename_into_place()
         except OSError as exc:
             raise _cannot_write(self.destination, exc) from exc
@@ -63,9 +98,26 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, _MACHINE_FAULTS):
+            _keep_finished(self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise _cannot_write(self.destination, error) from error
+
+    def _goes_on_from(self, leftover: Path) -> bool:
+        """Take over what a writer of the same work had finished, if that is what the folder holds."""
+        journal = read_journal(leftover)
+        if self.taken_over or self._work is None or journal.work is None or not _is_ours(leftover):
+            return False
+        if journal.work != self._work():
+            return False
+        self.taken_over = proven(leftover, journal.finished)
+        if self.taken_over:
+            self._sealed = {name: record for files in self.taken_over.values() for name, record in files.items()}
+            _remove_all_but(leftover, {JOURNAL_NAME, *self._sealed})
+            leftover.rename(self.folder)
+        return bool(self.taken_over)
 
     def _rename_into_place(self) -> None:
         self._refuse_to_replace_other_things()
@@ -94,10 +146,55 @@ class BundleWriter:
 
 def remove_leftovers(destination: Path) -> None:
     """Remove what killed writers of the bundle at ``destination`` left beside it. Those at work keep theirs."""
-    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*{_SUFFIX}"):
-        pid = leftover.name.removeprefix(f".{destination.name}.").split(".")[0]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for claimed in _claim_leftovers(destination):
+        shutil.rmtree(claimed, ignore_errors=True)
+
+
+def tidy_leftovers(destination: Path) -> None:
+    """Keep what killed writers had finished, for the next one to go on from, and remove the rest."""
+    for leftover in _leftovers(destination):
+        _keep_finished(leftover)
+
+
+def _leftovers(destination: Path) -> Iterator[Path]:
+    """Folders of writers of ``destination`` that are gone, or had the id of this process before it."""
+    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)(\.[a-z]\w*)*\.partial")
+    for entry in sorted(destination.parent.glob(f".*{_SUFFIX}")):
+        found = pattern.fullmatch(entry.name)
+        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+            yield entry
+
+
+def _claim_leftovers(destination: Path) -> Iterator[Path]:
+    """Leftovers, renamed: of two writers that come for one of them, the first has it and the other does not see it."""
+    for leftover in list(_leftovers(destination)):
+        name = f".{destination.name}.{os.getpid()}{_SUFFIX}.claimed{secrets.token_hex(4)}{_SUFFIX}"
+        try:
+            yield leftover.rename(leftover.with_name(name))
+        except OSError:
+            continue
+
+
+def _is_ours(folder: Path) -> bool:
+    """Nobody else could have put it there."""
+    return not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+
+
+def _keep_finished(folder: Path) -> None:
+    journal = read_journal(folder)
+    if journal.work is None or not journal.finished:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        _remove_all_but(folder, {JOURNAL_NAME, *(name for files in journal.finished.values() for name in files)})
+
+
+def _remove_all_but(folder: Path, names: set[str]) -> None:
+    for entry in [entry for entry in folder.glob("*") if entry.name not in names]:
+        if entry.is_dir() and not entry.is_symlink():  # the graph writer fills its data files in folders of their own
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                entry.unlink()
 
 
 def _sealed_record(path: Path) -> FileRecord:

@@ -231,11 +231,28 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset version, 18 to 23.")] = 18,
     overwrite: Overwrite = False,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--max-memory",
+            metavar="GIB",
+            min=0.0,
+            help="Memory that the export may take; it is ended beyond.",
+            show_default="ample",
+        ),
+    ] = None,
+    smoke_test_ort: Annotated[
+        bool, typer.Option("--smoke-test-ort", help="Also run every component in ONNX Runtime before it is published.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract."""
+    """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract.
+
+    It runs in a process of its own, and is checked before it is published.
+    What an export that died had finished is not done again.
+    """
     from nemotrt import console
-    from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
+    from nemotrt.export import ExportOptions, ModelChoices, export_isolated
 
     options = ExportOptions(
         components=tuple(component or ()),
@@ -247,12 +264,15 @@ def export(
         opset=opset,
     )
     with console.progress("export") as progress:
-        bundle = export_checkpoint(
+        bundle = export_isolated(
             checkpoint,
             output,
             options=options,
             overwrite=overwrite,
+            smoke_test=smoke_test_ort,
             on_progress=lambda name: progress(f"writing {name}", 0.5),
+            on_notice=console.print_taken_over,
+            max_memory_bytes=None if max_memory is None else int(max_memory * 2**30),
         )
     _print_bundle(bundle, as_json)
 
@@ -296,8 +316,8 @@ def layout(
 def check(bundle: BundleFolder, as_json: Json = False) -> None:
     """Prove that a bundle is complete, unaltered, and that its graphs are what the contract says."""
     from nemotrt import console
+    from nemotrt.graph_contract import check_graph
     from nemotrt.stages import proven_bundle
-    from nemotrt.trt.graph_contract import check_graph
 
     with console.progress("check") as progress:
         progress("digests", 0.0)

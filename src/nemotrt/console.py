@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -16,11 +17,14 @@ from nemotrt.bench.nemo_export_results import NemoExportResults
 from nemotrt.bench.results import Comparison, EngineBuild, Latency, Results
 from nemotrt.bench.transcripts import word_errors_by_system
 from nemotrt.bundle import Bundle
-from nemotrt.doctor import Finding
-from nemotrt.engines.transcriber import Transcriber
-from nemotrt.pipeline import RunSummary
-from nemotrt.stages import MadeEngine
-from nemotrt.verbs import ClipText
+from nemotrt.export.options import Notice, TakenOver
+
+if TYPE_CHECKING:  # what is only shown need not be loaded: an export starts as fast as it can
+    from nemotrt.doctor import Finding
+    from nemotrt.engines.transcriber import Transcriber
+    from nemotrt.pipeline import RunSummary
+    from nemotrt.stages import MadeEngine
+    from nemotrt.verbs import ClipText
 
 _PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cut there
 # What is printed comes from files: "[noise]" is a word of a transcript, not an instruction to the console.
@@ -52,6 +56,12 @@ def stage_progress() -> Iterator[Callable[[str, str, float], None]]:
             bars.update(tasks[stage], completed=fraction, what=what)  # type: ignore[arg-type]  # rich's TaskID is int
 
         yield report
+
+
+def print_taken_over(notice: Notice) -> None:
+    """On stderr, what an export does not do again; other notices are not for people."""
+    if isinstance(notice, TakenOver):
+        _err.print(f"taken over from an export that did not finish: {', '.join(notice.components)}")
 
 
 def print_summary(summary: RunSummary) -> None:

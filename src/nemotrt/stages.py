@@ -19,7 +19,8 @@ from nemotrt.bundle_writer import remove_leftovers
 from nemotrt.engines.manifest import EngineBuild, EngineIdentity, identity_from_bundle
 from nemotrt.engines.store import EngineStore, StoredEngine
 from nemotrt.errors import BundleError, EngineError, MachineError, UsageError
-from nemotrt.export import ExportOptions, export_checkpoint
+from nemotrt.export import ExportOptions, export_isolated
+from nemotrt.export.options import Notice, TakenOver
 from nemotrt.profiles import AxisRange, Profile, axis_ranges
 from nemotrt.tensorrt_api import RuntimeName, best_runtime, can_run, load_api
 from nemotrt.trt.build import BuildRequest, build_engine, check_target
@@ -92,18 +93,27 @@ def proven_bundle(path: Path) -> Bundle:
 
 
 def ensure_bundle(checkpoint: Path, destination: Path, *, on_progress: Progress) -> MadeBundle:
-    """The FP32 bundle of ``checkpoint`` at ``destination``. Raises as ``export_checkpoint``."""
+    """The FP32 bundle of ``checkpoint`` at ``destination``, exported in a child process. Raises as that does."""
     on_progress("reading the checkpoint", 0.0)
     existing = _sound_bundle(destination)
     if existing is not None and checkpoint.is_file():
         same_tool = existing.meta.tools.get("nemotrt") == __version__
         same_options = existing.meta.exported == ExportOptions().record()
         if same_tool and same_options and existing.meta.checkpoint_sha256 == sha256_of_file(checkpoint):
-            return MadeBundle(existing, reused=True)
-    bundle = export_checkpoint(
-        checkpoint, destination, overwrite=True, on_progress=lambda name: on_progress(f"writing {name}", 0.5)
+            return _reused(existing)
+    bundle = export_isolated(
+        checkpoint,
+        destination,
+        overwrite=True,
+        on_progress=lambda name: on_progress(f"writing {name}", 0.5),
+        on_notice=lambda notice: _tell_taken_over(notice, on_progress),
     )
     return MadeBundle(bundle, reused=False)
+
+
+def _tell_taken_over(notice: Notice, on_progress: Progress) -> None:
+    if isinstance(notice, TakenOver):
+        on_progress(f"taken over: {', '.join(notice.components)}", 0.5)
 
 
 def ensure_fp16(source: Bundle, destination: Path, *, on_progress: Progress) -> MadeBundle:
@@ -111,7 +121,7 @@ def ensure_fp16(source: Bundle, destination: Path, *, on_progress: Progress) -> 
     on_progress("typing the graphs", 0.0)
     existing = _sound_bundle(destination)
     if existing is not None and is_cast_of(source.meta, existing.meta):
-        return MadeBundle(existing, reused=True)
+        return _reused(existing)
     bundle = cast_bundle_to_fp16(
         source, destination, overwrite=True, on_component=lambda name, _: on_progress(f"wrote {name}", 0.5)
     )
@@ -223,12 +233,17 @@ def _refuse_file(store: Path) -> None:
 
 
 def _sound_bundle(path: Path) -> Bundle | None:
-    """The bundle that is there already. Its writer may have been killed after it was published, before it tidied up."""
-    remove_leftovers(path)
+    """The bundle that is there already."""
     try:
         return proven_bundle(path)
     except BundleError:
         return None
+
+
+def _reused(bundle: Bundle) -> MadeBundle:
+    """Its writer may have been killed after it was published, before it tidied up."""
+    remove_leftovers(bundle.path)
+    return MadeBundle(bundle, reused=True)
 
 
 def is_cast_of(source: BundleMeta, cast: BundleMeta) -> bool:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import platform
-import resource
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +14,12 @@ import onnx
 import pytest
 from onnx.external_data_helper import ExternalDataInfo
 from onnx_sessions import Graph
+from small_disks import files_up_to, mounted
 
 from nemotrt.bundle import META_NAME, Bundle, load_bundle, verify_digests
 from nemotrt.errors import MachineError, UsageError
-from nemotrt.export import export_checkpoint
+from nemotrt.export import export_checkpoint, export_isolated
+from nemotrt.journal import JOURNAL_NAME
 
 NODES_PER_LAYER, OTHER_NODES = 60, 80
 
@@ -121,7 +120,7 @@ def test_progress_names_each_component_in_order(hybrid_checkpoint: Path, tmp_pat
     heard: list[str] = []
     export_checkpoint(hybrid_checkpoint, tmp_path / "b", on_progress=heard.append)
     assert heard == [
-        "preprocessor", "encoder", "encoder_nomask", "predictor", "joint", "ctc", "ctc_nomask", "digests",
+        "preprocessor", "encoder", "encoder_nomask", "predictor", "joint", "ctc", "ctc_nomask", "digests", "checks",
     ]  # fmt: skip
 
 
@@ -177,12 +176,26 @@ class TestWhatStandsInTheWay:
 
 
 class TestWhenThereIsNoRoom:
-    @pytest.mark.parametrize("limit_bytes", [1, 100_000, 1_000_000, 5_000_000])
+    @pytest.mark.parametrize("limit_bytes", [1, 100_000, 1_000_000])
     def test_a_write_that_fails_leaves_nothing(self, tdt_checkpoint: Path, tmp_path: Path, limit_bytes: int) -> None:
         """The kernel refuses to let a file grow, as it does on a full disk; no mount and no root needed."""
         with files_up_to(limit_bytes), pytest.raises(MachineError, match="cannot be written"):
             export_checkpoint(tdt_checkpoint, tmp_path / "b")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("export", [export_checkpoint, export_isolated])
+    def test_a_write_that_fails_later_leaves_what_was_finished_and_nothing_half(
+        self, tdt_checkpoint: Path, tdt_bundle: Bundle, tmp_path: Path, export: Callable[..., Bundle]
+    ) -> None:
+        with files_up_to(5_000_000), pytest.raises(MachineError, match="cannot be written"):
+            export(tdt_checkpoint, tmp_path / "b")
+        (folder,) = tmp_path.iterdir()
+        assert {path.name for path in folder.iterdir()} == {
+            JOURNAL_NAME,
+            *tdt_bundle.component("preprocessor").files,
+        }
+        assert export(tdt_checkpoint, tmp_path / "b").meta == tdt_bundle.meta
+        assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
     def test_a_failed_replacement_leaves_the_old_bundle(self, tdt_checkpoint: Path, tmp_path: Path) -> None:
         export_checkpoint(tdt_checkpoint, tmp_path / "b")
@@ -191,11 +204,36 @@ class TestWhenThereIsNoRoom:
         verify_digests(load_bundle(tmp_path / "b"))
         assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
-    def test_a_full_disk_leaves_nothing(self, tdt_checkpoint: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("export", [export_checkpoint, export_isolated])
+    def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+        self, tdt_checkpoint: Path, tmp_path: Path, export: Callable[..., Bundle]
+    ) -> None:
+        heard: list[str] = []
         with mounted(tmp_path / "disk", "size=4m") as disk:
-            with pytest.raises(MachineError, match="free disk space"):
-                export_checkpoint(tdt_checkpoint, disk / "b")
+            with pytest.raises(MachineError, match=r"17 MiB needed, 4\.0 MiB free"):
+                export(tdt_checkpoint, disk / "b", on_progress=heard.append)
             assert list(disk.iterdir()) == []
+        assert heard == []
+
+    def test_a_disk_that_fills_up_meanwhile_leaves_what_was_finished(
+        self, tdt_checkpoint: Path, tdt_bundle: Bundle, tmp_path: Path
+    ) -> None:
+        with mounted(tmp_path / "disk", "size=24m") as disk:
+
+            def fill(stage: str) -> None:
+                if stage == "encoder":
+                    (disk / "other").write_bytes(bytes(14 << 20))
+
+            with pytest.raises(MachineError, match="cannot be written"):
+                export_checkpoint(tdt_checkpoint, disk / "b", on_progress=fill)
+            (folder,) = disk.glob(".*")
+            assert {path.name for path in folder.iterdir()} == {
+                JOURNAL_NAME,
+                *tdt_bundle.component("preprocessor").files,
+            }
+            (disk / "other").unlink()
+            assert export_checkpoint(tdt_checkpoint, disk / "b").meta == tdt_bundle.meta
+            assert [path.name for path in disk.iterdir()] == ["b"]
 
     def test_a_disk_that_may_not_be_written(self, tdt_checkpoint: Path, tmp_path: Path) -> None:
         with mounted(tmp_path / "disk", "ro") as disk, pytest.raises(MachineError, match="Read-only"):
@@ -208,30 +246,3 @@ class TestWhenThereIsNoRoom:
         with pytest.raises(MachineError, match="Permission denied"):
             export_checkpoint(tdt_checkpoint, folder / "b")
         assert list(folder.iterdir()) == []
-
-
-@contextmanager
-def files_up_to(limit_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A file system in memory; skips the test where mounting is not allowed."""
-    folder.mkdir()
-    done = False
-    with suppress(OSError):
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        done = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    if not done:
-        pytest.skip("mounting a file system needs root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -33,7 +33,7 @@ def exported(checkpoint: Path, destination: Path) -> None:
 def processes() -> ForkServerContext:
     """Children of a server that has the imports done and no threads, so that each costs a few milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nemotrt.export"])
+    context.set_forkserver_preload(["nemotrt.export.export"])
     return context
 
 

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-CONTRACT = frozenset({"errors", "bundle", "bundle_writer"})
+CONTRACT = frozenset({"errors", "bundle", "bundle_writer", "graph_contract", "journal", "processes"})
 """Modules of the package root that every folder but ``profiles`` may use."""
 
 ALLOWED: dict[str, frozenset[str]] = {
@@ -21,7 +21,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     # The shared modules themselves lie below the folders.
     "errors": frozenset(),
     "bundle": frozenset({"errors", "profiles"}),
-    "bundle_writer": frozenset({"errors", "bundle"}),
+    "bundle_writer": frozenset({"errors", "bundle", "journal"}),
+    "graph_contract": frozenset({"errors", "bundle"}),
+    "journal": frozenset({"bundle"}),
+    "processes": frozenset(),
     "tensorrt_api": frozenset({"errors"}),
 }
 FOLDERS = ("bench", "engines", "export", "profiles", "trt")

@@ -15,11 +15,11 @@ from small_graphs import ENCODER, LENGTH, component, saved
 
 from nemotrt.bundle import Bundle, ComponentSpec, TensorSpec
 from nemotrt.errors import GraphError, MachineError, ProfileError, UsageError
+from nemotrt.graph_contract import check_graph
 from nemotrt.profiles import AxisRange, Geometry, axis_ranges, load_profile
 from nemotrt.tensorrt_api import Log, can_run
 from nemotrt.trt.build import BuildRequest, build_engine
 from nemotrt.trt.build_log import error_from_log
-from nemotrt.trt.graph_contract import check_graph
 from nemotrt.trt.input_shapes import ShapeRange, shape_ranges
 
 pytest.importorskip("tensorrt_rtx")
