@@ -80,7 +80,7 @@ def export_checkpoint(
         work = cache(source.work)
         with BundleWriter(destination, overwrite=overwrite, work=work) as writer, ThreadPoolExecutor(1) as beside:
             left = {name: graph for name, graph in chosen.items() if name not in writer.taken_over}
-            needs = needs_of(left, archive.weights, smoke_test=smoke_test)
+            needs = needs_of(left, archive.weights, run=chosen.values() if smoke_test else ())
             on_notice(needs)
             refuse_without_room(needs, writer.folder)
             if writer.taken_over:

@@ -433,6 +433,8 @@ def test_what_an_export_takes_over_is_said(nemotrt: Nemotrt, things: dict[str, P
 
     with pytest.raises(MachineError):
         export_checkpoint(things["nemo"], tmp_path / "b", on_progress=fail_late)
+    (left,) = tmp_path.iterdir()
+    left.rename(tmp_path / f".b.{2**22 + 1}.partial")  # as if this process were gone: beyond the largest id on Linux
     answer = nemotrt("export", things["nemo"], "-o", tmp_path / "b", "--smoke-test-ort")
     assert answer.code == 0
     assert "taken over from an export that did not finish: preprocessor, encoder\n" in answer.err

@@ -1,4 +1,4 @@
-"""Is this file the component that its contract describes? Asked before TensorRT sees it.
+"""Is this file the component that its contract describes? Asked before it is published, and before TensorRT sees it.
 
 TensorRT takes a file that is not ONNX for an empty network, and an opset that it has never heard of for the
 newest that it knows.

@@ -13,7 +13,7 @@ import pytest
 
 from nemotrt.bundle import META_NAME, Bundle, load_bundle, verify_digests
 from nemotrt.export import ExportOptions, export_checkpoint, export_isolated
-from nemotrt.export.options import DEFAULTS, Notice, TakenOver
+from nemotrt.export.options import DEFAULTS, Needs, Notice, TakenOver
 from nemotrt.journal import JOURNAL_NAME
 
 NO_PROCESS = 2**22 + 1  # beyond the largest id of a process on Linux
@@ -52,10 +52,13 @@ class Heard:
     def __init__(self) -> None:
         self.taken_over: tuple[str, ...] = ()
         self.stages: list[str] = []
+        self.memory_bytes = self.disk_bytes = 0
 
     def notice(self, notice: Notice) -> None:
         if isinstance(notice, TakenOver):
             self.taken_over = notice.components
+        elif isinstance(notice, Needs):
+            self.memory_bytes, self.disk_bytes = notice.memory_bytes, notice.disk_bytes
 
 
 def export_again(checkpoint: Path, destination: Path, *, options: ExportOptions = DEFAULTS) -> Heard:
@@ -88,6 +91,18 @@ def test_the_bundle_is_to_the_byte_what_it_is_in_one_go(
     for path in tdt_bundle.path.iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     assert load_bundle(tmp_path / "b").meta == tdt_bundle.meta
+
+
+def test_less_disk_is_needed_but_what_is_taken_over_is_run_too(
+    tdt_checkpoint: Path, partial: Path, tmp_path: Path
+) -> None:
+    needs = []
+    for name in ("b", "c"):  # the first one goes on from the partial export
+        heard = Heard()
+        export_checkpoint(tdt_checkpoint, tmp_path / name, smoke_test=True, on_notice=heard.notice)
+        needs.append(heard)
+    assert needs[0].memory_bytes == needs[1].memory_bytes
+    assert needs[0].disk_bytes < needs[1].disk_bytes / 4
 
 
 def other_version(partial: Path) -> None:
