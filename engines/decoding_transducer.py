@@ -11,6 +11,9 @@ Every active row is at a frame of its own. One step evaluates the joint once for
     otherwise       -> token is emitted, predictor takes it; frame += duration, and one frame more
                        after max_symbols tokens on a frame that the duration does not leave
 
+A search goes on where it stopped when more frames come: the state, the last token and what is left of a duration that
+reaches beyond the frames so far are kept.
+
 These are the rules of NeMo's batched greedy decoders (``greedy_batch``: ``GreedyBatchedRNNTInfer`` and
 ``GreedyBatchedTDTInfer``). NeMo's one-by-one ``GreedyTDTInfer`` differs in a corner: it also skips a frame
 when the ``max_symbols``-th step on a frame has a duration of its own. Here a duration is never added to.
@@ -18,7 +21,6 @@ when the ``max_symbols``-th step on a frame has a duration of its own. Here a du
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,22 +57,16 @@ class GreedyTransducer:
         Raises:
             GraphError: a length outside of the encoder's output, or a joint of another width than the spec's.
         """
-        batch, _, frames = encoder_output.shape
-        check_lengths(lengths, frames=frames)
-        search = _Search(lengths.astype(np.int64), max_symbols=self._spec.max_symbols_per_frame)
-        if search.is_active.any():
-            by_frame = np.ascontiguousarray(encoder_output.transpose(0, 2, 1))
-            prediction = self._predict_first(batch)
-            while search.is_active.any():
-                tokens, durations = self._best(by_frame[search.rows, search.readable_frames], prediction)
-                emitted = search.advance(tokens, durations, blank_id=self._blank_id)
-                # A row that has just ended needs no further prediction.
-                takes_token = emitted & search.is_active
-                if takes_token.any():
-                    prediction = self._predict(tokens, prediction, takes_token)
-        return search.hypotheses()
+        return self.start(len(encoder_output)).push(encoder_output, lengths)
 
-    def _best(self, encoder_frames: Array, prediction: _Prediction) -> tuple[Array, Array]:
+    def start(self, batch: int) -> TransducerSearch:
+        """A search over ``batch`` rows whose frames are still to come."""
+        shape = (self._spec.predictor_layers, batch, self._spec.predictor_hidden)
+        zeros = np.zeros(shape, dtype=np.float32)
+        nothing = _Prediction(output=zeros[0][:, :, None], h=zeros, c=zeros)
+        return TransducerSearch(self, nothing, blank_id=self._blank_id, max_symbols=self._spec.max_symbols_per_frame)
+
+    def best(self, encoder_frames: Array, prediction: _Prediction) -> tuple[Array, Array]:
         """Best token and its duration, both ``[batch]``, for ``encoder_frames`` ``[batch, D]``."""
         logits = self._joint.run({"encoder_output": encoder_frames[:, :, None], "predictor_output": prediction.output})[
             "joint_output"
@@ -90,25 +86,16 @@ class GreedyTransducer:
             return tokens, np.zeros(batch, dtype=np.int64)
         return tokens, self._durations[row_logits[:, pieces:].argmax(axis=1)]
 
-    def _predict_first(self, batch: int) -> _Prediction:
-        """Prime the predictor as in training: blank (an embedding of zeros) and a state of zeros."""
-        shape = (self._spec.predictor_layers, batch, self._spec.predictor_hidden)
-        zeros = np.zeros(shape, dtype=np.float32)
-        return self._run_predictor(np.full(batch, self._blank_id), h=zeros, c=zeros)
-
-    def _predict(self, tokens: Array, last: _Prediction, takes_token: Array) -> _Prediction:
+    def predict(self, tokens: Array, last: _Prediction, takes_token: Array) -> _Prediction:
         """The next prediction of the rows in ``takes_token``; the other rows keep their last one."""
-        new = self._run_predictor(np.where(takes_token, tokens, self._blank_id), h=last.h, c=last.c)
+        fed = np.where(takes_token, tokens, self._blank_id).astype(np.int64)
+        outputs = self._predictor.run({"y": fed[:, None], "h": last.h, "c": last.c})
         is_row = takes_token[:, None]
         return _Prediction(
-            output=np.where(is_row[:, :, None], new.output, last.output),
-            h=np.where(is_row, new.h, last.h),
-            c=np.where(is_row, new.c, last.c),
+            output=np.where(is_row[:, :, None], outputs["g"], last.output),
+            h=np.where(is_row, outputs["h_out"], last.h),
+            c=np.where(is_row, outputs["c_out"], last.c),
         )
-
-    def _run_predictor(self, tokens: Array, *, h: Array, c: Array) -> _Prediction:
-        outputs = self._predictor.run({"y": tokens.astype(np.int64)[:, None], "h": h, "c": c})
-        return _Prediction.from_outputs(outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,48 +106,61 @@ class _Prediction:
     h: Array
     c: Array
 
-    @classmethod
-    def from_outputs(cls, outputs: Mapping[str, Array]) -> _Prediction:
-        return cls(output=outputs["g"], h=outputs["h_out"], c=outputs["c_out"])
 
+class TransducerSearch:
+    """Where every row of a batch stands in its audio. Made by :meth:`GreedyTransducer.start`.
 
-class _Search:
-    """Where every row of a batch stands: the one mutable state of a decode, made and dropped inside of it."""
+    Whatever the frames are cut into, all pushes together give what one push of all of them gives.
+    """
 
-    def __init__(self, lengths: Array, *, max_symbols: int) -> None:
-        batch = len(lengths)
-        self.rows = np.arange(batch)
-        self._lengths = lengths
+    def __init__(self, model: GreedyTransducer, prediction: _Prediction, *, blank_id: int, max_symbols: int) -> None:
+        batch = prediction.h.shape[1]
+        self._model = model
+        self._prediction = prediction
+        self._blank_id = blank_id
         self._max_symbols = max_symbols
+        # Primed as in training: blank (an embedding of zeros) on a state of zeros.
+        self._last_tokens = np.full(batch, blank_id)
+        self._is_unpredicted = np.ones(batch, dtype=bool)
+        self._pushed = np.zeros(batch, dtype=np.int64)
         self._frames = np.zeros(batch, dtype=np.int64)
         self._symbols_on_frame = np.zeros(batch, dtype=np.int64)
-        self._found: list[tuple[list[int], list[int]]] = [([], []) for _ in range(batch)]
 
-    @property
-    def is_active(self) -> Array:
-        active: Array = self._frames < self._lengths
-        return active
+    def push(self, encoder_output: Array, lengths: Array) -> tuple[Hypothesis, ...]:
+        """The tokens of further frames; shapes and errors as :meth:`GreedyTransducer.decode`.
 
-    @property
-    def readable_frames(self) -> Array:
-        """Each row's frame; rows that have ended read a frame that exists, and nothing comes of it."""
-        return np.where(self.is_active, self._frames, 0)
+        ``frames`` of the hypotheses count from the first frame of the first push.
+        """
+        check_lengths(lengths, frames=encoder_output.shape[2])
+        by_frame = np.ascontiguousarray(encoder_output.transpose(0, 2, 1))
+        first, rows = self._pushed, np.arange(len(lengths))
+        self._pushed = first + lengths
+        found: list[tuple[list[int], list[int]]] = [([], []) for _ in rows]
+        while (is_active := self._frames < self._pushed).any():
+            self._predict(is_active)
+            # Rows that have ended read a frame that exists, and nothing comes of it.
+            frames = by_frame[rows, np.where(is_active, self._frames - first, 0)]
+            tokens, durations = self._model.best(frames, self._prediction)
+            for row in np.flatnonzero(is_active & (tokens != self._blank_id)):
+                found[row][0].append(int(tokens[row]))
+                found[row][1].append(int(self._frames[row]))
+            self._advance(tokens, durations, is_active)
+        return tuple(Hypothesis(tuple(token_ids), tuple(frames)) for token_ids, frames in found)
 
-    def advance(self, tokens: Array, durations: Array, *, blank_id: int) -> Array:
-        """Record the tokens and move on. Returns which rows emitted, ``[batch]`` bool."""
-        is_active = self.is_active
-        is_blank = tokens == blank_id
-        emitted: Array = is_active & ~is_blank
-        for row in np.flatnonzero(emitted):
-            token_ids, frames = self._found[row]
-            token_ids.append(int(tokens[row]))
-            frames.append(int(self._frames[row]))
+    def _predict(self, is_active: Array) -> None:
+        """Give the predictor the last tokens, but not of rows that have ended: they may have heard all there is."""
+        takes_token = self._is_unpredicted & is_active
+        if takes_token.any():
+            self._prediction = self._model.predict(self._last_tokens, self._prediction, takes_token)
+            self._is_unpredicted = self._is_unpredicted & ~takes_token
+
+    def _advance(self, tokens: Array, durations: Array, is_active: Array) -> None:
+        is_blank = tokens == self._blank_id
+        emitted = is_active & ~is_blank
+        self._last_tokens = np.where(emitted, tokens, self._last_tokens)
+        self._is_unpredicted = self._is_unpredicted | emitted
         symbols = self._symbols_on_frame + emitted
         must_move = is_blank | (symbols >= self._max_symbols)
         steps = np.where(is_active, np.where(must_move, np.maximum(durations, 1), durations), 0)
         self._frames = self._frames + steps
         self._symbols_on_frame = np.where(steps > 0, 0, symbols)
-        return emitted
-
-    def hypotheses(self) -> tuple[Hypothesis, ...]:
-        return tuple(Hypothesis(tuple(token_ids), tuple(frames)) for token_ids, frames in self._found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -21,12 +22,20 @@ class Hypothesis:
     ``subsampling_factor * hop_samples`` it is a position in the waveform.
     """
 
-    token_ids: tuple[int, ...]
-    frames: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.frames):
             raise ValueError(f"{len(self.token_ids)} tokens but {len(self.frames)} frames")
+
+
+class Search(Protocol):
+    """A greedy search over the rows of a batch whose frames come in pieces."""
+
+    def push(self, encoded: Array, lengths: Array, /) -> tuple[Hypothesis, ...]:
+        """The new tokens of every row; ``frames`` count from the beginning of the row's audio."""
+        ...
 
 
 def check_lengths(lengths: Array, *, frames: int) -> None:

@@ -9,7 +9,6 @@ Each stage is a method, so that a benchmark can time it alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -18,10 +17,10 @@ import numpy as np
 
 from nemotrt.bundle import Bundle, BundleMeta, ComponentName, Decoder
 from nemotrt.engines.audio import Waveform
+from nemotrt.engines.component_runners import ComponentRunners
 from nemotrt.engines.decoding_ctc import greedy_ctc
 from nemotrt.engines.decoding_transducer import GreedyTransducer
 from nemotrt.engines.hypothesis import Hypothesis
-from nemotrt.engines.open_component import open_component
 from nemotrt.engines.runner import Array, Runner
 from nemotrt.engines.tokenizer import tokenizer_from_bundle
 from nemotrt.errors import AudioError, BundleError, UsageError
@@ -95,10 +94,8 @@ class Transcriber:
         self.bundle = bundle
         self.decoder = _chosen_decoder(bundle, decoder)
         self._tokenizer = tokenizer_from_bundle(bundle)
-        _check_names(bundle, runners)
-        self._own = ExitStack()
-        self._runners = self._open(runners, threads=threads)
-        self.label = _label([self._runners[name] for name in components_of(self.decoder)[1:]])
+        self._runners = ComponentRunners(bundle, components_of(self.decoder), given=runners, threads=threads)
+        self.label = self._runners.label
         self._transducer = self._greedy_transducer()
 
     def transcribe(self, waveforms: Sequence[Waveform]) -> tuple[Transcription, ...]:
@@ -155,9 +152,9 @@ class Transcriber:
     def encode(self, audio_signal: Array, length: Array) -> tuple[Array, Array]:
         """``encoder_output`` ``[batch, D, encoder_frames]``, or with the ctc decoder ``logprobs``
         ``[batch, encoder_frames, V+1]``; and ``encoded_lengths`` ``[batch]``."""
-        component, output = ("ctc", "logprobs") if self.decoder == "ctc" else ("encoder", "encoder_output")
+        component: ComponentName = "ctc" if self.decoder == "ctc" else "encoder"
         outputs = self._runners[component].run({"audio_signal": audio_signal, "length": length})
-        return outputs[output], outputs["encoded_lengths"]
+        return outputs["logprobs" if self.decoder == "ctc" else "encoder_output"], outputs["encoded_lengths"]
 
     def decode(self, encoded: Array, lengths: Array) -> tuple[Hypothesis, ...]:
         """The best path of every row of what :meth:`encode` returned.
@@ -171,7 +168,7 @@ class Transcriber:
 
     def close(self) -> None:
         """Close the sessions opened here. Safe to call twice."""
-        self._own.close()
+        self._runners.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,20 +177,6 @@ class Transcriber:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _open(self, given: Mapping[str, Runner], *, threads: int | None) -> dict[str, Runner]:
-        runners: dict[str, Runner] = {}
-        with ExitStack() as opened:
-            for name in components_of(self.decoder):
-                runner = given.get(name)
-                if name == "preprocessor" and self.bundle.meta.mel is None:
-                    continue
-                if runner is None:
-                    runner = open_component(self.bundle, name, threads=threads)
-                    opened.callback(runner.close)
-                runners[name] = runner
-            self._own = opened.pop_all()
-        return runners
 
     def _greedy_transducer(self) -> GreedyTransducer | None:
         meta = self.bundle.meta
@@ -253,22 +236,6 @@ def _chosen_decoder(bundle: Bundle, decoder: Decoder | None) -> Decoder:
             fix="choose one of those found",
         )
     return decoder
-
-
-def _check_names(bundle: Bundle, runners: Mapping[str, Runner]) -> None:
-    unknown = sorted(runners.keys() - bundle.meta.components.keys())
-    if unknown:
-        raise UsageError(
-            f"a runner was given for {unknown[0]!r}, which is not a component of the bundle",
-            where=bundle.path,
-            found=", ".join(bundle.meta.components),
-            fix="name runners after components",
-        )
-
-
-def _label(runners: Sequence[Runner]) -> str:
-    """The backends of the model, each once. The front end does not count: it runs on ONNX Runtime always."""
-    return " + ".join(dict.fromkeys(runner.label for runner in runners))
 
 
 def _padded_features(features: Sequence[Array], *, frames: int | None = None) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ ctc                                        a CTC head: the whole model, encoder 
 rnnt_step, greedy_step                     one step of decoding: predictor and joint; with the search's state and choice
 encoder_streaming                          a cache-aware encoder, chunk by chunk
 encoder_nomask, ctc_nomask                 the same for rows of one length, without masks: the weights are shared
+ctc_head                                   the CTC head alone, for the frames that encoder_streaming gives
 decoder_joint                              predictor and joint in one, as NeMo exports them, for other clients
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import onnx_ir as ir
 
 from nemotrt.bundle import (
     BATCH,
@@ -92,6 +95,7 @@ def component_writers(config: ModelConfig, streaming: StreamingSpec | None) -> M
     if ctc_prefix is not None:
         writers["ctc"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix, masked=True)
         writers["ctc_nomask"] = lambda g, weights: _ctc(g, weights, config, prefix=ctc_prefix, masked=False)
+        writers["ctc_head"] = lambda g, weights: _ctc_head(g, weights, config, prefix=ctc_prefix)
     if streaming is not None:
         writers["encoder_streaming"] = lambda g, weights: streaming_encoder(g, weights, config.encoder, streaming)
     return writers
@@ -106,13 +110,23 @@ def _encoder(g: GraphBuilder, weights: Weights, config: ModelConfig, *, masked: 
 
 def _ctc(g: GraphBuilder, weights: Weights, config: ModelConfig, *, prefix: str, masked: bool) -> None:
     encoded = encoder(g, weights, config.encoder, masked=masked)
-    width = config.blank_id + 1
-    d_model = config.encoder.spec.d_model
-    logprobs = ctc_head(g, weights, encoded.x, prefix=prefix, d_model=d_model, width=width)
-    g.output(logprobs, "logprobs", "float32", (BATCH, ENCODER_FRAMES, width))
+    _log_probabilities(g, weights, config, encoded.x, prefix=prefix)
     _lengths(g, encoded)
 
 
 def _lengths(g: GraphBuilder, encoded: Encoded) -> None:
     if encoded.lengths is not None:
         g.output(encoded.lengths, "encoded_lengths", "int64", (BATCH,))
+
+
+def _ctc_head(g: GraphBuilder, weights: Weights, config: ModelConfig, *, prefix: str) -> None:
+    shape = (BATCH, config.encoder.spec.d_model, ENCODER_FRAMES)
+    by_time = g.op("Transpose", g.input("encoder_output", "float32", shape), perm=[0, 2, 1])
+    _log_probabilities(g, weights, config, by_time, prefix=prefix)
+
+
+def _log_probabilities(g: GraphBuilder, weights: Weights, config: ModelConfig, x: ir.Value, *, prefix: str) -> None:
+    """``x`` [B,T,D]."""
+    width = config.blank_id + 1
+    logprobs = ctc_head(g, weights, x, prefix=prefix, d_model=config.encoder.spec.d_model, width=width)
+    g.output(logprobs, "logprobs", "float32", (BATCH, ENCODER_FRAMES, width))

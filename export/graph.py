@@ -115,7 +115,7 @@ class GraphBuilder:
     def inline(self, graph: ir.Graph, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
         """Move the nodes and weights of ``graph`` here, fed with ``inputs`` by name, and return its outputs by name.
 
-        ``graph`` is empty afterwards. Its weights get its name in front: both count their constants from zero.
+        ``graph`` is empty afterwards. What it holds gets its name in front: both number their own from zero.
         """
         outputs = {str(value.name): value for value in graph.outputs}
         for value in graph.inputs:
@@ -127,6 +127,10 @@ class GraphBuilder:
         for weight in weights:
             weight.name = f"{graph.name}.{weight.name}"
             self._graph.register_initializer(weight)
+        for node in nodes:
+            node.name = f"{graph.name}.{node.name}"
+            for value in node.outputs:
+                value.name = f"{graph.name}.{value.name}"
         self._graph.extend(nodes)
         return outputs
 

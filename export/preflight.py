@@ -31,9 +31,7 @@ _RUNTIME_COPIES = 1.5  # it holds the weights, and lays some out anew: 1.05 of 2
 _GRAPH_BYTES = _MEBIBYTE  # nodes, small constants, text files
 
 
-def needs_of(
-    graphs: Mapping[ComponentName, GraphBuilder], weights: Weights, *, run: Collection[GraphBuilder]
-) -> Needs:
+def needs_of(graphs: Mapping[ComponentName, GraphBuilder], weights: Weights, *, run: Collection[GraphBuilder]) -> Needs:
     """What it takes to write ``graphs``, and to run those of ``run`` in ONNX Runtime, one after the other."""
     largest = max([weights.largest_storage_bytes, *(graph.largest_weight_bytes for graph in graphs.values())])
     running = max((_RUNTIME_BYTES + int(_RUNTIME_COPIES * 4 * graph.parameters) for graph in run), default=0)

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from nemotrt.bundle import ComponentName, ComponentSpec, EncoderSpec, StreamingSpec
+from nemotrt.bundle import BATCH, ComponentName, ComponentSpec, EncoderSpec, StreamingSpec
 from nemotrt.errors import BundleError
 from nemotrt.export.streaming import cache_shapes
 from nemotrt.graph_contract import check_graph
@@ -58,8 +58,9 @@ def verify_caches(spec: ComponentSpec, encoder: EncoderSpec, streaming: Streamin
     Raises:
         BundleError: naming what is there instead.
     """
-    caches = cache_shapes(encoder, streaming)
-    wanted = [*caches.items(), ("cache_last_channel_len", ("batch",))]
+    batch = spec.inputs[1].shape  # of the lengths: the axis of rows, or its size where it is fixed
+    caches = {name: _with_batch(shape, *batch) for name, shape in cache_shapes(encoder, streaming).items()}
+    wanted = [*caches.items(), ("cache_last_channel_len", batch)]
     for kind, tensors, suffix in (("inputs", spec.inputs, ""), ("outputs", spec.outputs, "_out")):
         found = [(tensor.name, tensor.shape) for tensor in tensors[2:]]
         if found != [(f"{name}{suffix}", shape) for name, shape in wanted]:
@@ -69,6 +70,10 @@ def verify_caches(spec: ComponentSpec, encoder: EncoderSpec, streaming: Streamin
                 found=", ".join(f"{name}{list(shape)}" for name, shape in found) or "none",
                 fix=_FIX,
             )
+
+
+def _with_batch(shape: tuple[int | str, ...], batch: int | str) -> tuple[int | str, ...]:
+    return tuple(batch if axis == BATCH else axis for axis in shape)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import soundfile
 from nemotrt import __version__, cli
 from nemotrt.bundle import Bundle, load_bundle
 from nemotrt.errors import MachineError
-from nemotrt.export import export_checkpoint
+from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -213,6 +214,43 @@ def test_transcribe_takes_each_decoder_of_a_hybrid(
     assert len(heard["token_ids"]) > 3
 
 
+@pytest.fixture(scope="module")
+def streamable(hybrid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ExportOptions(components=("all",), choices=ModelChoices(lookahead=1))
+    return export_checkpoint(hybrid_checkpoint, tmp_path_factory.mktemp("streamable") / "bundle", options=options).path
+
+
+@pytest.mark.parametrize("decoder", ["ctc", "rnnt"])
+def test_transcribe_streams_the_audio_and_shows_the_text_as_it_comes(
+    nemotrt: Nemotrt, streamable: Path, clip: Path, decoder: str
+) -> None:
+    line = ("transcribe", streamable, clip, clip, "--decoder", decoder, "--threads", "1")
+    whole, streamed = nemotrt(*line, "--json").document, nemotrt(*line, "--stream", "--json").document
+    for row in streamed["clips"]:
+        partials = row.pop("partials")
+        times, texts = ([partial[key] for partial in partials] for key in ("seconds", "text"))
+        assert times == sorted(set(times))
+        assert times[-1] <= row["seconds"]
+        assert len(texts) > 3
+        assert texts[-1] == "set the light to red"
+        assert all(one != other for one, other in pairwise(texts))
+    assert streamed == whole
+    shown = nemotrt(*line, "--stream")
+    assert shown.out == f"{clip}\tset the light to red\n" * 2
+    assert shown.err.startswith(f"{decoder} on onnxruntime ")
+    assert re.search(r"^ +0\.\d\d s  set the light", shown.err, re.MULTILINE)
+
+
+def test_the_pieces_of_a_stream_decide_how_often_the_text_is_looked_at(
+    nemotrt: Nemotrt, streamable: Path, clip: Path
+) -> None:
+    for seconds, most in (("0.5", 4), ("60", 1)):
+        answer = nemotrt("transcribe", streamable, clip, "--stream", "--chunk-seconds", seconds, "--json")
+        (row,) = answer.document["clips"]
+        assert row["text"] == "set the light to red"
+        assert 0 < len(row["partials"]) <= most
+
+
 def test_compare_passes_the_typed_bundle_and_fails_the_other_way_round(
     nemotrt: Nemotrt, folder: Path, clips: Path
 ) -> None:
@@ -272,6 +310,7 @@ def test_version_and_help_need_no_command(nemotrt: Nemotrt) -> None:
 def things(
     folder: Path,
     hybrid_bundle: Bundle,
+    streamable: Path,
     tdt_checkpoint: Path,
     clip: Path,
     clips: Path,
@@ -311,10 +350,10 @@ def things(
     return {
         **paths,
         "bundle": folder / "bundle", "fp16": folder / "bundle-fp16", "results": folder / "results.json",
-        "run": folder, "hybrid": hybrid_bundle.path, "nemo": tdt_checkpoint, "wav": clip, "clips": clips,
-        "altered": altered, "foreign": foreign, "lacking": lacking, "old": old, "empty": place / "empty",
-        "click": place / "click.wav", "gone": place / "gone", "out": place / "out",
-        "below": place / "notes.txt" / "out", "sealed": Path("/proc/nemotrt"),
+        "run": folder, "hybrid": hybrid_bundle.path, "streamable": streamable, "nemo": tdt_checkpoint, "wav": clip,
+        "clips": clips, "altered": altered, "foreign": foreign, "lacking": lacking, "old": old,
+        "empty": place / "empty", "click": place / "click.wav", "gone": place / "gone",
+        "out": place / "out", "below": place / "notes.txt" / "out", "sealed": Path("/proc/nemotrt"),
     }  # fmt: skip
 
 
@@ -377,6 +416,19 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "transcribe: decoder of another model": ("transcribe {bundle} {wav} --decoder ctc", 2, ("no ctc decoder", "tdt")),
     "transcribe: unknown decoder": ("transcribe {bundle} {wav} --decoder beam", 2, ("'beam' is not one of",)),
     "transcribe: no thread": ("transcribe {bundle} {wav} --threads 0", 2, ("--threads",)),
+    "transcribe: no streaming components": (
+        "transcribe {hybrid} {wav} --stream",
+        2,
+        ("components of a stream", "{hybrid}", "nemotrt export MODEL.nemo -o BUNDLE --component all"),
+    ),
+    "transcribe: streamed run folder": ("transcribe {run} {wav} --stream", 2, ("--component all",)),
+    "transcribe: chunks of no stream": ("transcribe {hybrid} {wav} --chunk-seconds 1", 2, ("add --stream",)),
+    "transcribe: chunks of no length": (
+        "transcribe {streamable} {wav} --stream --chunk-seconds 0",
+        2,
+        ("--chunk-seconds", "above 0"),
+    ),
+    "transcribe: chunks of no number": ("transcribe {streamable} {wav} --stream --chunk-seconds nan", 2, ("nan s",)),
     "compare: two checkpoints": ("compare {bundle} {hybrid} --audio {clips}", 2, ("same checkpoint", "{hybrid}")),
     "compare: too short": ("compare {bundle} {fp16} --audio {click}", 2, ("{click}", "0.0025 s")),
     "compare: no audio": ("compare {bundle} {fp16}", 2, ("'--audio'", "compare --help")),
@@ -437,7 +489,7 @@ def test_what_an_export_takes_over_is_said(nemotrt: Nemotrt, things: dict[str, P
     left.rename(tmp_path / f".b.{2**22 + 1}.partial")  # as if this process were gone: beyond the largest id on Linux
     answer = nemotrt("export", things["nemo"], "-o", tmp_path / "b", "--smoke-test-ort")
     assert answer.code == 0
-    assert "taken over from an export that did not finish: preprocessor, encoder\n" in answer.err
+    assert "taken over from an export that did not finish: preprocessor, encoder, encoder_nomask\n" in answer.err
 
 
 @pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is installed here")

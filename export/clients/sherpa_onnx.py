@@ -67,7 +67,7 @@ def write_sherpa_onnx_layout(
 
 def _components(decoder: Decoder, *, streaming: bool) -> tuple[ComponentName, ...]:
     if decoder == "ctc":
-        return ("encoder_streaming", "ctc") if streaming else ("ctc",)
+        return ("encoder_streaming", "ctc_head") if streaming else ("ctc",)
     return "encoder_streaming" if streaming else "encoder", "predictor", "joint"
 
 

@@ -19,18 +19,16 @@ Source: sherpa-onnx 2.0 (``online-transducer-nemo-model.cc``, ``online-nemo-ctc-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from nemotrt.bundle import BATCH, Bundle, Decoder
 from nemotrt.errors import UsageError
 from nemotrt.export.graph import GraphBuilder
 
-_COMPONENT = "encoder_streaming"
+_COMPONENT, _CTC_HEAD = "encoder_streaming", "ctc_head"
 
 
 @dataclass(frozen=True)
@@ -153,27 +151,9 @@ def _output_frames(g: GraphBuilder, bundle: Bundle, decoder: Decoder, outputs: d
     encoded, lengths, *_ = bundle.component(_COMPONENT).outputs
     if decoder == "ctc":
         batch, _, frames = encoded.shape
-        width = bundle.meta.blank_id + 1
-        by_frame = g.op("Transpose", outputs[encoded.name], perm=[0, 2, 1])
-        g.output(_ctc_head(g, bundle, by_frame), "logprobs", "float32", (batch, frames, width))
+        (logprobs,) = bundle.component(_CTC_HEAD).outputs
+        head = g.inline(ir.load(bundle.graph_path(_CTC_HEAD)).graph, {"encoder_output": outputs[encoded.name]})
+        g.output(head[logprobs.name], logprobs.name, logprobs.dtype, (batch, frames, logprobs.shape[2]))
     else:
         g.output(outputs[encoded.name], "outputs", encoded.dtype, encoded.shape)
     g.output(outputs[lengths.name], lengths.name, lengths.dtype, lengths.shape)
-
-
-def _ctc_head(g: GraphBuilder, bundle: Bundle, x: ir.Value) -> ir.Value:
-    """[B,T,D] -> log probabilities [B,T,V+1], with the weights of the component ``ctc``."""
-    weights = ir.load(bundle.graph_path("ctc")).graph.initializers
-    width = bundle.meta.blank_id + 1
-    matrix = g.weight("ctc.weight", (bundle.meta.encoder.d_model, width), _loader(weights, "ctc.weight"))
-    bias = g.weight("ctc.bias", (width,), _loader(weights, "ctc.bias"))
-    return g.op("LogSoftmax", g.linear(x, matrix, bias), axis=-1)
-
-
-def _loader(weights: Mapping[str, ir.Value], name: str) -> Callable[[], NDArray[np.float32]]:
-    """A cast bundle has the weight as ``NAME.float16``; the head stays small enough for float32."""
-    (value,) = (value for key, value in weights.items() if key in (name, f"{name}.float16"))
-    tensor = value.const_value
-    if tensor is None:
-        raise ValueError(f"{name} has no value")
-    return lambda: tensor.numpy().astype(np.float32)

@@ -58,6 +58,7 @@ ComponentName = Literal[
     "ctc",
     "encoder_nomask",
     "ctc_nomask",
+    "ctc_head",
 ]
 CacheLayout = Literal["inputs", "kv"]
 Decoder = Literal["ctc", "rnnt", "tdt"]

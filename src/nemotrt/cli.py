@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from io import TextIOWrapper
@@ -22,7 +23,9 @@ from nemotrt.errors import ComparisonFailed, MachineError, NemotrtError, UsageEr
 
 if TYPE_CHECKING:
     from nemotrt.bundle import Decoder
+    from nemotrt.engines.audio import Clip
     from nemotrt.tensorrt_api import RuntimeName
+    from nemotrt.verbs import ClipText
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -393,21 +396,37 @@ def transcribe(
     ],
     decoder: DecoderOption = None,
     threads: Threads = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Push the audio in pieces and show the text as it comes.")
+    ] = False,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option("--chunk-seconds", metavar="X", help="Length of the pieces.", show_default="the model's chunk"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the text of audio files. A run folder uses its verified engines on a GPU host, else ONNX Runtime."""
+    """Print the text of audio files. A run folder uses its verified engines on a GPU host, else ONNX Runtime.
+
+    With --stream the bundle needs encoder_streaming: nemotrt export MODEL.nemo -o BUNDLE --component all
+    """
     from nemotrt import console
     from nemotrt.engines.audio import read_clips
     from nemotrt.verbs import open_transcriber, transcribe_clips
 
     clips = [clip for path in audio for clip in read_clips(path)]
+    if stream:
+        _transcribe_streams(
+            model, clips, decoder=_decoder(decoder), threads=threads, chunk_seconds=chunk_seconds, as_json=as_json
+        )
+        return
+    if chunk_seconds is not None:
+        raise UsageError(
+            "only a stream has chunks", found="--chunk-seconds without --stream", fix="add --stream, or leave it out"
+        )
     with open_transcriber(model, decoder=_decoder(decoder), threads=threads) as transcriber:
         heard = transcribe_clips(transcriber, clips)
         if as_json:
-            rows = [
-                {"path": str(h.clip.path), "seconds": h.seconds, "text": h.text, "token_ids": h.token_ids}
-                for h in heard
-            ]
+            rows = [_row(one) for one in heard]
             _print_json({"runtime": transcriber.label, "decoder": transcriber.decoder, "clips": rows})
         else:
             console.print_transcripts(transcriber, heard)
@@ -589,6 +608,37 @@ def _decoder(choice: DecoderName | None) -> Decoder | None:
         case DecoderName.TDT:
             return "tdt"
     return None
+
+
+def _transcribe_streams(
+    model: Path,
+    clips: Sequence[Clip],
+    *,
+    decoder: Decoder | None,
+    threads: int | None,
+    chunk_seconds: float | None,
+    as_json: bool,
+) -> None:
+    from nemotrt import console
+    from nemotrt.verbs import StreamedText, open_streaming_transcriber, stream_clip
+
+    with open_streaming_transcriber(model, decoder=decoder, threads=threads) as transcriber:
+
+        def streamed(clip: Clip) -> StreamedText:
+            with console.live_text() as show:
+                return stream_clip(transcriber, clip, chunk_seconds=chunk_seconds, on_partial=show)
+
+        heard = map(streamed, clips)
+        if as_json:
+            rows = [{**_row(one.heard), "partials": [asdict(partial) for partial in one.partials]} for one in heard]
+            _print_json({"runtime": transcriber.label, "decoder": transcriber.decoder, "clips": rows})
+        else:
+            console.print_transcripts(transcriber, (one.heard for one in heard))
+
+
+def _row(heard: ClipText) -> dict[str, object]:
+    path, ids = str(heard.clip.path), heard.token_ids
+    return {"path": path, "seconds": heard.seconds, "text": heard.text, "token_ids": ids}
 
 
 def _print_bundle(bundle: Any, as_json: bool) -> None:

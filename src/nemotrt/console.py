@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,10 +22,11 @@ from nemotrt.export.options import Notice, TakenOver
 
 if TYPE_CHECKING:  # what is only shown need not be loaded: an export starts as fast as it can
     from nemotrt.doctor import Finding
+    from nemotrt.engines.streaming_transcriber import StreamingTranscriber
     from nemotrt.engines.transcriber import Transcriber
     from nemotrt.pipeline import RunSummary
     from nemotrt.stages import MadeEngine
-    from nemotrt.verbs import ClipText
+    from nemotrt.verbs import ClipText, PartialText
 
 _PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cut there
 # What is printed comes from files: "[noise]" is a word of a transcript, not an instruction to the console.
@@ -61,7 +63,7 @@ def stage_progress() -> Iterator[Callable[[str, str, float], None]]:
 def print_taken_over(notice: Notice) -> None:
     """On stderr, what an export does not do again; other notices are not for people."""
     if isinstance(notice, TakenOver):
-        _err.print(f"taken over from an export that did not finish: {', '.join(notice.components)}")
+        _err.print(f"taken over from an export that did not finish: {', '.join(notice.components)}", soft_wrap=True)
 
 
 def print_summary(summary: RunSummary) -> None:
@@ -125,7 +127,17 @@ def print_engines(made: Iterable[MadeEngine]) -> None:
     _out.print(table)
 
 
-def print_transcripts(transcriber: Transcriber, spoken: Iterable[ClipText]) -> None:
+@contextmanager
+def live_text() -> Iterator[Callable[[PartialText], None]]:
+    """The text so far, on stderr while the block runs; without a terminal, a line for every change."""
+    if not _err.is_terminal:
+        yield lambda partial: _err.print(f"{partial.seconds:8.2f} s  {partial.text}", soft_wrap=True)
+        return
+    with Live(console=_err, transient=True) as live:
+        yield lambda partial: live.update(Text(partial.text, "dim"), refresh=True)
+
+
+def print_transcripts(transcriber: Transcriber | StreamingTranscriber, spoken: Iterable[ClipText]) -> None:
     """One line a clip, as it is heard; what ran it goes to stderr."""
     _err.print(f"{transcriber.decoder} on {transcriber.label}", style="dim")
     for one in spoken:

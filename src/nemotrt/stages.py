@@ -33,7 +33,7 @@ NOT_BUILT: frozenset[ComponentName] = frozenset({"preprocessor"})
 """Components that always run on ONNX Runtime: the front end is a few small operators in FP32."""
 
 NOT_BUILT_UNASKED: frozenset[ComponentName] = frozenset(
-    {"encoder_streaming", "decoder_joint", "rnnt_step", "greedy_step", "encoder_nomask", "ctc_nomask"}
+    {"encoder_streaming", "ctc_head", "decoder_joint", "rnnt_step", "greedy_step", "encoder_nomask", "ctc_nomask"}
 )
 """Components that nothing here runs on a GPU yet."""
 

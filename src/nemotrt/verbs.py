@@ -2,11 +2,13 @@
 
 MODEL is a bundle                     ONNX Runtime
 MODEL is a folder of ``nemotrt run``  its verified engines where a GPU can run them, else its FP32 bundle
+streamed, either of them              ONNX Runtime, on the FP32 bundle
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from nemotrt.engines.audio import Clip, Waveform, read_clips, read_waveform
 from nemotrt.engines.feature_file import read_features
 from nemotrt.engines.runner import Runner
 from nemotrt.engines.store import EngineStore, StoredEngine
+from nemotrt.engines.streaming_transcriber import StreamingTranscriber
 from nemotrt.engines.tensorrt_runner import TensorRTRunner
 from nemotrt.engines.transcriber import Transcriber, components_of, decoders_of
 from nemotrt.errors import AudioError, EngineError, MachineError, UsageError
@@ -43,6 +46,22 @@ class ClipText:
     seconds: float
     text: str
     token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PartialText:
+    """What was heard in the first ``seconds`` of a clip."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class StreamedText:
+    """What was heard in a clip, and each other text on the way there."""
+
+    heard: ClipText
+    partials: tuple[PartialText, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,52 @@ def _transcribe_feature_files(transcriber: Transcriber, clips: Sequence[Clip]) -
         heard = transcriber.transcribe_features([features])[0]
         seconds = transcriber.bundle.meta.geometry.seconds_from_feature_frames(features.shape[1])
         yield ClipText(clip, seconds, heard.text, heard.hypothesis.token_ids)
+
+
+@contextmanager
+def open_streaming_transcriber(
+    model: Path, *, decoder: Decoder | None, threads: int | None
+) -> Iterator[StreamingTranscriber]:
+    """A transcriber of streams, closed on exit.
+
+    Raises:
+        BundleError: ``model`` is neither a bundle nor a run folder, or is damaged.
+        UsageError: it has not the components of a stream with this decoder.
+    """
+    bundle = proven_bundle(model if _is_bundle(model) else model / BUNDLE)
+    with StreamingTranscriber(bundle, decoder=decoder, threads=threads) as transcriber:
+        yield transcriber
+
+
+def stream_clip(
+    transcriber: StreamingTranscriber,
+    clip: Clip,
+    *,
+    chunk_seconds: float | None,
+    on_partial: Callable[[PartialText], None],
+) -> StreamedText:
+    """The text of a clip that is pushed in pieces of ``chunk_seconds``, by default one chunk of the model.
+
+    ``on_partial`` hears every text that differs from the one before, and after how much audio. A clip may be of any
+    length.
+
+    Raises:
+        UsageError: pieces of no length.
+        AudioError: the clip is not audio; names the file.
+        UnsupportedModelError: the model's features depend on the whole utterance.
+    """
+    waveform = read_waveform(clip.path, sample_rate=transcriber.bundle.meta.audio_front_end().sample_rate)
+    rate, samples = waveform.sample_rate, waveform.samples
+    step = _piece_samples(transcriber.chunk_seconds if chunk_seconds is None else chunk_seconds, rate)
+    stream, partials, text = transcriber.stream(), [], ""
+    for start in range(0, len(samples), step):
+        (live,) = stream.push(samples[None, start : start + step])
+        if live.text != text:
+            text = live.text
+            partials.append(PartialText(min(start + step, len(samples)) / rate, text))
+            on_partial(partials[-1])
+    (live,) = stream.finish()
+    return StreamedText(ClipText(clip, waveform.seconds, live.text, live.hypothesis.token_ids), tuple(partials))
 
 
 def compare_models(
@@ -165,13 +230,26 @@ def bench_models(
         return measure(systems, _utterances(audio, systems), plan=plan, peaks=peaks, on_progress=on_progress)
 
 
+def _is_bundle(model: Path) -> bool:
+    """A path that is neither a bundle nor a run folder is taken for a bundle, and refused as one."""
+    return (model / META_NAME).exists() or not (model / BUNDLE).is_dir()
+
+
+def _piece_samples(seconds: float, rate: int) -> int:
+    if not 0 < seconds < math.inf:
+        raise UsageError(
+            "a stream is pushed in pieces of some length",
+            where="--chunk-seconds",
+            found=f"{seconds:g} s",
+            fix="give a number of seconds above 0, or leave it out",
+        )
+    return max(1, round(seconds * rate))
+
+
 @contextmanager
 def _opened_model(model: Path, decoder: Decoder | None, threads: int | None) -> Iterator[_OpenedModel]:
     with ExitStack() as stack:
-        if (model / META_NAME).exists() or not (model / BUNDLE).is_dir():
-            parts = _Parts(proven_bundle(model))
-        else:
-            parts = _from_run_folder(model, decoder, stack)
+        parts = _Parts(proven_bundle(model)) if _is_bundle(model) else _from_run_folder(model, decoder, stack)
         transcriber = Transcriber(parts.bundle, decoder=decoder, runners=parts.runners, threads=threads)
         yield _OpenedModel(stack.enter_context(transcriber), parts.limits)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotrt.engines.decoding_ctc import greedy_ctc
+from nemotrt.engines.decoding_ctc import CtcSearch, greedy_ctc
 from nemotrt.engines.hypothesis import Hypothesis
 from nemotrt.errors import GraphError
 
@@ -55,6 +57,31 @@ def test_padding_is_never_read():
 
 def test_of_equal_scores_the_lowest_id_wins():
     assert greedy_ctc(np.zeros((1, 2, BLANK + 1)), np.array([2]), blank_id=BLANK)[0].token_ids == (0,)
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, BLANK), max_size=12), min_size=1, max_size=4).filter(any),
+    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any),
+)
+def test_frames_in_any_pieces_decode_as_all_at_once(rows: list[list[int]], sizes: list[int]):
+    logprobs, lengths = logprobs_from_labels(*rows), lengths_of(*rows)
+    search, found, start = CtcSearch(len(rows), blank_id=BLANK), [], 0
+    for size in itertools.cycle(sizes):
+        found.append(search.push(logprobs[:, start : start + size], np.clip(lengths - start, 0, size).clip(0)))
+        start += size
+        if start >= logprobs.shape[1]:
+            break
+    whole = greedy_ctc(logprobs, lengths, blank_id=BLANK)
+    assert [sum((h.token_ids for h in row), ()) for row in zip(*found, strict=True)] == [h.token_ids for h in whole]
+    assert [sum((h.frames for h in row), ()) for row in zip(*found, strict=True)] == [h.frames for h in whole]
+
+
+def test_a_run_that_goes_on_in_the_next_piece_is_one_token_and_would_be_two_without_its_label():
+    logprobs = logprobs_from_labels([1, 2, 2, 1])
+    search, two = CtcSearch(1, blank_id=BLANK), np.array([2])
+    pieces = [search.push(logprobs[:, :2], two)[0], search.push(logprobs[:, 2:], two)[0]]
+    assert pieces == [Hypothesis((1, 2), (0, 1)), Hypothesis((1,), (3,))]
+    assert greedy_ctc(logprobs[:, 2:], two, blank_id=BLANK)[0].token_ids == (2, 1)
 
 
 @pytest.mark.parametrize("length", [-1, 4])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,6 +220,67 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert [hypothesis for hypothesis, length in zip(together, lengths, strict=True) if length] == alone
 
 
+cuts = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any)
+
+
+def in_pieces(lengths: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[slice, Array]]:
+    """Pieces of ``sizes`` frames, repeated, until the longest row has ended; and how many frames of each row."""
+    start = 0
+    for size in itertools.cycle(sizes):
+        if start >= max(lengths):
+            return
+        yield slice(start, start + size), np.clip(np.array(lengths) - start, 0, size)
+        start += size
+
+
+def joined(pieces: Sequence[tuple[Hypothesis, ...]]) -> tuple[Hypothesis, ...]:
+    return tuple(
+        Hypothesis(sum((h.token_ids for h in row), ()), sum((h.frames for h in row), ()))
+        for row in zip(*pieces, strict=True)
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=lengths_lists,
+    sizes=cuts,
+    durations=st.sampled_from([(), TDT, (0,), (0, 1), (1, 2), (4, 0, 2)]),
+    max_symbols=st.integers(1, 5),
+)
+def test_frames_in_any_pieces_decode_as_all_at_once(
+    seed: int, lengths: list[int], sizes: list[int], durations: tuple[int, ...], max_symbols: int
+):
+    scripts = table_scripts(seed, len(lengths), durations)
+    predictor, joint = counting_predictor(), scripted_joint(scripts)
+    model = GreedyTransducer(predictor, joint, spec=spec(durations, max_symbols), blank_id=BLANK)
+    encoder_output = rows_and_frames(range(len(lengths)), max(lengths))
+    search = model.start(len(lengths))
+    pieces = [search.push(encoder_output[:, :, cut], counts) for cut, counts in in_pieces(lengths, sizes)]
+    assert joined(pieces) == model.decode(encoder_output, np.array(lengths))
+
+
+def test_a_duration_that_leaves_the_piece_skips_frames_of_the_next_ones():
+    scripted = Scripted(lambda count, frame: step(0, 4), durations=TDT)
+    model = GreedyTransducer(scripted.predictor, scripted.joint, spec=spec(TDT, 10), blank_id=BLANK)
+    encoder_output, search = rows_and_frames([0], 9), model.start(1)
+    pieces = [search.push(encoder_output[:, :, i : i + 3], np.array([3])) for i in (0, 3, 6)]
+    assert [piece[0].frames for piece in pieces] == [(0,), (4,), (8,)]
+    forgetful = [model.decode(encoder_output[:, :, i : i + 3], np.array([3]))[0].frames for i in (0, 3, 6)]
+    assert forgetful == [(0,), (0,), (0,)]
+
+
+def test_the_last_token_of_a_piece_reaches_the_predictor_when_more_frames_come():
+    said = [1, 2, 0]
+    scripted = Scripted(lambda count, frame: step(said[count] if count == frame else BLANK), max_symbols=1)
+    model = GreedyTransducer(scripted.predictor, scripted.joint, spec=spec((), 1), blank_id=BLANK)
+    encoder_output, search = rows_and_frames([0], 3), model.start(1)
+    pieces = [search.push(encoder_output[:, :, i : i + 1], np.array([1]))[0].token_ids for i in range(3)]
+    assert pieces == [(1,), (2,), (0,)]
+    assert scripted.predictor.runs == 1 + 2
+    forgetful = [model.decode(encoder_output[:, :, i : i + 1], np.array([1]))[0].token_ids for i in range(3)]
+    assert forgetful == [(1,), (), ()]
+
+
 class ScriptedNemoModules:
     """The decoder and joint interface of NeMo's label-looping decoders, over the same scripts."""
 
@@ -380,5 +442,8 @@ def test_random_nemo_modules_decode_as_in_nemo(nemo: SimpleNamespace, durations:
             )
         ours = search.decode(encoder_output, lengths)
         assert ours == hypotheses_of(batched)
+        continued = search.start(len(lengths))
+        cut = list(in_pieces(lengths, [1 + seed, 7]))
+        assert joined([continued.push(encoder_output[:, :, piece], counts) for piece, counts in cut]) == ours
         tokens += sum(len(hypothesis.token_ids) for hypothesis in ours)
     assert tokens > 100, "the random modules hardly spoke, so this proved little"

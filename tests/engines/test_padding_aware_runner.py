@@ -10,29 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemotrt.bundle import Bundle
+from nemotrt.bundle import Bundle, ComponentName
+from nemotrt.engines.component_runners import ComponentRunners
 from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
-from nemotrt.engines.open_component import open_component
 from nemotrt.engines.padding_aware_runner import PaddingAwareRunner
 from nemotrt.engines.transcriber import Transcriber
 from nemotrt.errors import ProfileError
 
 
 @pytest.fixture(params=["encoder", "ctc"])
-def component(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def component(request: pytest.FixtureRequest) -> ComponentName:
+    name: ComponentName = request.param
+    return name
 
 
 @pytest.fixture
-def runner(hybrid_bundle: Bundle, component: str) -> Iterator[PaddingAwareRunner]:
-    opened = open_component(hybrid_bundle, component, threads=1)
+def runner(hybrid_bundle: Bundle, component: ComponentName) -> Iterator[PaddingAwareRunner]:
+    runners = ComponentRunners(hybrid_bundle, (component,), given={}, threads=1)
+    opened = runners[component]
     assert isinstance(opened, PaddingAwareRunner)
     yield opened
-    opened.close()
+    runners.close()
 
 
 @pytest.fixture
-def masked(hybrid_bundle: Bundle, component: str) -> OnnxRuntimeRunner:
+def masked(hybrid_bundle: Bundle, component: ComponentName) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(hybrid_bundle.graph_path(component), spec=hybrid_bundle.component(component), threads=1)
 
 
@@ -102,7 +104,7 @@ def test_a_runner_that_is_given_is_not_passed_over(hybrid_bundle: Bundle) -> Non
 
 def test_a_clip_alone_is_faster_without_masks(tdt_bundle: Bundle, figure: Callable[[str], None]) -> None:
     with_masks = OnnxRuntimeRunner(tdt_bundle.graph_path("encoder"), threads=1)
-    without = open_component(tdt_bundle, "encoder", threads=1)
+    without = ComponentRunners(tdt_bundle, ("encoder",), given={}, threads=1)["encoder"]
     signal = np.random.default_rng(0).standard_normal((1, 128, 1000)).astype(np.float32)
     batch = {"audio_signal": signal, "length": np.array([1000])}
     ratios = []

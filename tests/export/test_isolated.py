@@ -18,7 +18,7 @@ import pytest
 
 from nemotrt.bundle import Bundle, load_bundle, verify_digests
 from nemotrt.errors import ArchiveError, BundleError, MachineError, NemotrtError, UsageError
-from nemotrt.export import ExportOptions, export_checkpoint, export_isolated
+from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint, export_isolated
 from nemotrt.export.options import Notice, TakenOver
 from nemotrt.journal import JOURNAL_NAME, read_journal
 
@@ -69,7 +69,7 @@ def hear_taken_over(into: list[str]) -> Callable[[Notice], None]:
 
 class TestTheSame:
     def test_bundle(self, hybrid_checkpoint: Path, tmp_path: Path) -> None:
-        options = ExportOptions(components=("all",), lookahead=0, cache="kv")
+        options = ExportOptions(components=("all",), choices=ModelChoices(lookahead=0, max_seconds=60.0), cache="kv")
         stages: dict[str, list[str]] = {"here": [], "child": []}
         here = export_checkpoint(
             hybrid_checkpoint, tmp_path / "here", options=options, on_progress=stages["here"].append

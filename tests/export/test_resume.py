@@ -74,10 +74,11 @@ def export_again(checkpoint: Path, destination: Path, *, options: ExportOptions 
 def test_finished_components_are_not_written_again(
     tdt_checkpoint: Path, tdt_bundle: Bundle, partial: Path, tmp_path: Path
 ) -> None:
-    finished = [name for part in ("preprocessor", "encoder", "predictor") for name in tdt_bundle.component(part).files]
+    parts = ("preprocessor", "encoder", "encoder_nomask", "predictor")
+    finished = [name for part in parts for name in tdt_bundle.component(part).files]
     before = {name: (partial / name).stat() for name in finished}
     heard = export_again(tdt_checkpoint, tmp_path / "b")
-    assert heard.taken_over == ("preprocessor", "encoder", "predictor")
+    assert heard.taken_over == ("preprocessor", "encoder", "encoder_nomask", "predictor")
     assert heard.stages == ["joint", "digests", "checks"]
     after = {name: (tmp_path / "b" / name).stat() for name in finished}
     assert [(s.st_ino, s.st_mtime_ns) for s in after.values()] == [(s.st_ino, s.st_mtime_ns) for s in before.values()]
@@ -169,7 +170,7 @@ def test_a_component_that_is_not_as_recorded_is_written_again(
 def test_a_line_that_was_cut_short_ends_the_journal(tdt_checkpoint: Path, partial: Path, tmp_path: Path) -> None:
     journal = (partial / JOURNAL_NAME).read_bytes()
     (partial / JOURNAL_NAME).write_bytes(journal[:-20])
-    assert export_again(tdt_checkpoint, tmp_path / "b").taken_over == ("preprocessor", "encoder")
+    assert export_again(tdt_checkpoint, tmp_path / "b").taken_over == ("preprocessor", "encoder", "encoder_nomask")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
@@ -181,7 +182,12 @@ def test_what_somebody_else_left_is_not_taken_over(tdt_checkpoint: Path, partial
 def test_of_several_only_one_is_taken_over(tdt_checkpoint: Path, partial: Path, tmp_path: Path) -> None:
     for name in (f".b.{NO_PROCESS}.partial", f".b.{NO_PROCESS}.partial.claimed0.partial"):
         shutil.copytree(partial, tmp_path / name)
-    assert export_again(tdt_checkpoint, tmp_path / "b").taken_over == ("preprocessor", "encoder", "predictor")
+    assert export_again(tdt_checkpoint, tmp_path / "b").taken_over == (
+        "preprocessor",
+        "encoder",
+        "encoder_nomask",
+        "predictor",
+    )
 
 
 def test_what_a_living_export_has_finished_stays_its_own(tdt_checkpoint: Path, partial: Path, tmp_path: Path) -> None:
