@@ -7,29 +7,19 @@ NeMo       any interpreter that has NeMo, ``run_nemo_export.py``
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemotrt.bench import run_nemo_export
-from nemotrt.bench.child_process import Finished, run_measured
 from nemotrt.bundle import Bundle, load_bundle
+from nemotrt.child_process import Finished, run_measured
 from nemotrt.errors import InputError, MachineError
+from nemotrt.nemo_interpreter import InstalledNemo
 
 _TIMEOUT_SECONDS = 3600.0
 _PROBE_SECONDS = 300.0
-_NEMO_PROBE = "import nemo, nemo.collections.asr; open('version.txt', 'w').write(nemo.__version__)"
 _NEMOTRT = "from nemotrt.cli import main; main()"
-
-
-@dataclass(frozen=True)
-class InstalledNemo:
-    """An interpreter that has NeMo. ``startup_seconds`` is what importing it takes."""
-
-    python: Path
-    version: str
-    startup_seconds: float
 
 
 @dataclass(frozen=True)
@@ -38,25 +28,6 @@ class NemoFiles:
 
     folder: Path
     graph: Path
-
-
-def find_nemo(python: Path, *, folder: Path) -> InstalledNemo:
-    """Import NeMo with ``python``, in ``folder``.
-
-    Raises:
-        MachineError: no such interpreter, or it has no NeMo that loads.
-    """
-    advice = "pip install 'nemotrt[nemo]', or name an interpreter that has NeMo with --nemo-python"
-    python = Path(shutil.which(python) or python).absolute()  # not resolved: a virtual environment is a link
-    try:
-        done = run_measured([str(python), "-c", _NEMO_PROBE], folder=folder, timeout_seconds=_PROBE_SECONDS)
-    except OSError as exc:
-        raise MachineError("the interpreter for NeMo does not start", where=python, found=exc, fix=advice) from exc
-    if done.failure is not None:
-        missing = "No module named 'nemo" in done.stderr
-        what = "NeMo is not installed" if missing else "NeMo is installed but does not load"
-        raise MachineError(what, where=python, found=done.failure, fix=advice)
-    return InstalledNemo(python, (folder / "version.txt").read_text(encoding="utf-8"), done.seconds)
 
 
 def nemotrt_startup_seconds(*, folder: Path) -> float:

@@ -17,15 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from nemotrt.bench.child_process import Finished
 from nemotrt.bench.encoder_race import Batches, Built, Encoder, race_on_onnxruntime, race_on_tensorrt, spec_from_graph
-from nemotrt.bench.exporters import (
-    InstalledNemo,
-    export_with_nemo,
-    export_with_nemotrt,
-    find_nemo,
-    nemotrt_startup_seconds,
-)
+from nemotrt.bench.exporters import export_with_nemo, export_with_nemotrt, nemotrt_startup_seconds
 from nemotrt.bench.machine import describe_machine, git_commit
 from nemotrt.bench.nemo_export_results import (
     CheckpointExports,
@@ -40,7 +33,9 @@ from nemotrt.bench.results import Skipped
 from nemotrt.bench.run_nemo_export import EXPORTER
 from nemotrt.bench.system import Progress, silent
 from nemotrt.bundle import Bundle, sha256_of_file
+from nemotrt.child_process import Finished
 from nemotrt.errors import GraphError, InputError, MachineError, UsageError
+from nemotrt.nemo_interpreter import InstalledNemo, find_nemo
 from nemotrt.profiles import Profile, axis_ranges
 from nemotrt.tensorrt_api import RuntimeName, best_runtime, load_api
 

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 from nemotrt.export.encoder_config import ModelChoices
 from nemotrt.export.isolated import export_isolated
-from nemotrt.export.options import ExportOptions
+from nemotrt.export.options import ExportOptions, NemoProcess
 
 if TYPE_CHECKING:
     from nemotrt.export.export import export_checkpoint
 
-__all__ = ["ExportOptions", "ModelChoices", "export_checkpoint", "export_isolated"]
+__all__ = ["ExportOptions", "ModelChoices", "NemoProcess", "export_checkpoint", "export_isolated"]
 
 
 def __getattr__(name: str) -> object:

@@ -15,12 +15,15 @@ from nemotrt.export.components import VARIANT_OF
 from nemotrt.export.config import ModelConfig
 from nemotrt.export.graph import GraphBuilder
 from nemotrt.export.shared_weights import share_weights
+from nemotrt.export.traced_graph import TracedGraph
 
 _INLINE_BYTES = 1024
 
+Graph = GraphBuilder | TracedGraph
+
 
 def save_component(
-    name: ComponentName, graph: GraphBuilder, folder: Path, *, config: ModelConfig, on_weight: Callable[[], None]
+    name: ComponentName, graph: Graph, folder: Path, config: ModelConfig, *, on_weight: Callable[[], None]
 ) -> None:
     """Write ``graph`` into ``folder``; ``on_weight`` is called for each of its weights."""
     model = graph.model()
@@ -44,7 +47,7 @@ def save_component(
         raise cause from cause.__cause__
 
 
-def component_spec(name: ComponentName, graph: GraphBuilder, folder: Path) -> ComponentSpec:
+def component_spec(name: ComponentName, graph: Graph, folder: Path) -> ComponentSpec:
     """The contract of a component whose files are in ``folder``."""
     data = _data_name(VARIANT_OF.get(name, name))
     return ComponentSpec(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
 
-from nemotrt.bundle import CacheLayout, Decoder, ExportRecord
+from nemotrt.bundle import CacheLayout, Decoder, ExportRecord, Frontend
 from nemotrt.errors import UsageError
 from nemotrt.export.encoder_config import AS_TRAINED, ModelChoices
 
@@ -27,6 +30,7 @@ class ExportOptions:
         cache_drop: encoder frames at the end of a chunk that it does not keep: the next chunk brings them again.
         fixed_seconds: every axis of fixed size: one clip, of this length; ``None``: any sizes.
         opset: ONNX opset version of the graphs.
+        frontend: what makes the graphs: nemotrt itself, or NeMo in a process of its own.
 
     Raises:
         UsageError: an opset that is not written, or two options that contradict each other.
@@ -39,6 +43,7 @@ class ExportOptions:
     cache_drop: int = 0
     fixed_seconds: float | None = None
     opset: int = OPSETS[0]
+    frontend: Frontend = "native"
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
@@ -65,6 +70,14 @@ class ExportOptions:
 
 
 DEFAULTS = ExportOptions()
+
+
+@dataclass(frozen=True)
+class NemoProcess:
+    """The interpreter that has NeMo, and the device that its modules are traced on."""
+
+    python: Path = Path(sys.executable)
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,30 @@ from pathlib import Path
 
 import sentencepiece
 
+from nemotrt.bundle import TOKENIZER_NAME, TOKENS_NAME, VOCAB_NAME
 from nemotrt.errors import ArchiveError, ConfigError
+from nemotrt.export.archive import NemoArchive
+from nemotrt.export.config import ModelConfig
 
 BLANK_PIECE = "<blk>"
+
+
+def write_vocabulary(archive: NemoArchive, config: ModelConfig, folder: Path) -> tuple[str, ...]:
+    """Write the files of a bundle that say what its tokens are, and return their names.
+
+    Raises: as :func:`check_tokenizers`.
+    """
+    texts = {VOCAB_NAME: vocabulary_text(config.vocabulary), TOKENS_NAME: tokens_text(config.vocabulary)}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if config.tokenizer.kind == "characters":
+        return tuple(texts)
+    models = [archive.artifact(reference) for reference in config.tokenizer.models]
+    check_tokenizers(models, config.vocabulary, origin=archive.path)
+    if config.tokenizer.kind == "aggregate":
+        return tuple(texts)
+    (folder / TOKENIZER_NAME).write_bytes(models[0])
+    return (*texts, TOKENIZER_NAME)
 
 
 def vocabulary_text(vocabulary: Sequence[str]) -> str:

@@ -390,6 +390,16 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "export: output is a folder of other things": ("export {nemo} -o {run}", 2, ("something else than a bundle",)),
     "export: output below a file": ("export {nemo} -o {below}", 2, ("a file where a folder should be",)),
     "export: too little memory": ("export {nemo} -o {out} --max-memory 0.05", 3, ("51 MiB allowed", "--max-memory")),
+    "export: interpreter without need": (
+        "export {nemo} -o {out} --nemo-python python",
+        2,
+        ("only for the front end nemo",),
+    ),
+    "export: NeMo from nowhere": (
+        "export {nemo} -o {out} --frontend nemo --nemo-python {gone}",
+        3,
+        ("does not start", "{gone}", "pip install"),
+    ),
     "export: two checkpoints": ("export {nemo} {nemo} -o {out}", 2, ("unexpected extra argument", "export --help")),
     "check: nothing there": ("check {gone}", 2, ("not a bundle", "no such folder", "nemotrt export")),
     "check: checkpoint as bundle": ("check {nemo}", 2, ("not a bundle", "a file", "nemotrt export")),

@@ -79,3 +79,23 @@ def test_packages_that_are_not_installed_say_what_they_would_be_for(monkeypatch:
         assert found.state == "no"
         assert purpose in found.found
         assert found.advice.startswith("pip install")
+
+
+def test_nemo_of_another_interpreter_is_imported_there_and_a_failure_is_explained(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    (found,) = (one for one in diagnose(tmp_path, nemo_python=python) if one.subject == "nemo_toolkit")
+    assert found.state == "no"
+    assert found.found.startswith(f"NeMo is not installed ({python}): nemo_toolkit not installed, ")
+    assert f"{python} -m pip install 'nemo_toolkit[asr]'" in found.advice
+
+
+def test_nemo_that_loads_is_shown_with_the_time_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "nemo" / "collections" / "asr").mkdir(parents=True)
+    (tmp_path / "nemo" / "__init__.py").write_text("__version__ = '9.9'", encoding="utf-8")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    (found,) = (one for one in diagnose(tmp_path, nemo_python=python) if one.subject == "nemo_toolkit")
+    assert (found.state, found.found) == ("yes", f"9.9: loads in 0 s ({python})")

@@ -61,6 +61,7 @@ ComponentName = Literal[
     "ctc_head",
 ]
 CacheLayout = Literal["inputs", "kv"]
+Frontend = Literal["native", "nemo"]
 Decoder = Literal["ctc", "rnnt", "tdt"]
 TokenizerKind = Literal["sentencepiece", "characters", "aggregate"]
 
@@ -196,6 +197,7 @@ class ExportRecord(_Record):
     cache_drop: int = 0
     fixed_seconds: float | None = None
     opset: int = 18
+    frontend: Frontend = "native"
 
 
 class BundleMeta(_Record):

@@ -11,20 +11,19 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nemotrt import __version__
+from nemotrt import cli_options as options
 from nemotrt.errors import ComparisonFailed, MachineError, NemotrtError, UsageError
 
 if TYPE_CHECKING:
     from nemotrt.bundle import Decoder
     from nemotrt.engines.audio import Clip
-    from nemotrt.tensorrt_api import RuntimeName
     from nemotrt.verbs import ClipText
 
 INTERRUPTED = 130
@@ -39,80 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Runtime(StrEnum):
-    """What builds an engine."""
-
-    AUTO = "auto"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
-class DecoderName(StrEnum):
-    """How token ids are found."""
-
-    CTC = "ctc"
-    RNNT = "rnnt"
-    TDT = "tdt"
-
-
-class Cache(StrEnum):
-    """What the streaming encoder keeps of the frames before a chunk."""
-
-    INPUTS = "inputs"
-    KV = "kv"
-
-
-class Client(StrEnum):
-    """Whose layout a bundle can be written in."""
-
-    ONNX_ASR = "onnx-asr"
-    SHERPA_ONNX = "sherpa-onnx"
-
-
-class TargetPrecision(StrEnum):
-    """What a bundle can be cast to."""
-
-    FP16 = "fp16"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A NeMo checkpoint.", show_default=False)]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")]
-AudioOption = Annotated[
-    Path,
-    typer.Option("--audio", metavar="CLIPS", help="NeMo manifest, folder of audio, or audio file.", show_default=False),
-]
-ProfileOption = Annotated[
-    str,
-    typer.Option("--profile", metavar="NAME|FILE", help="Preset (demo, single-stream, server-offline) or YAML file."),
-]
-RuntimeOption = Annotated[
-    Runtime,
-    typer.Option(
-        "--runtime",
-        metavar="NAME",
-        help="tensorrt, tensorrt-rtx, or auto: TensorRT on a GPU host, else TensorRT-RTX.",
-    ),
-]
-ComputeCapabilities = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--compute-capability",
-        metavar="X.Y|current",
-        help="GPU to build for, repeatable (TensorRT-RTX only). Default: the library's own list.",
-        show_default=False,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", min=1, help="ONNX Runtime threads.", show_default="all cores"),
-]
-DecoderOption = Annotated[
-    DecoderName | None, typer.Option("--decoder", help="How to decode.", show_default="tdt or rnnt, else ctc")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -130,17 +55,17 @@ def root(
 
 @app.command()
 def run(
-    checkpoint: Checkpoint,
+    checkpoint: options.Checkpoint,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for everything.")],
     audio: Annotated[
         Path | None,
         typer.Option("--audio", metavar="CLIPS", help="Manifest, folder or file; without it nothing is compared."),
     ] = None,
-    profile: ProfileOption = "single-stream",
-    runtime: RuntimeOption = Runtime.AUTO,
-    compute_capability: ComputeCapabilities = None,
+    profile: options.ProfileName = "single-stream",
+    runtime: options.Runtime = "auto",
+    compute_capability: options.ComputeCapabilities = None,
     runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each system.")] = 10,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Everything in one command: export, cast, build, compare, measure, report.
 
@@ -156,7 +81,7 @@ def run(
         output=output,
         audio=audio,
         profile=profile,
-        runtime=_runtime(runtime),
+        runtime=None if runtime == "auto" else runtime,
         compute_capabilities=tuple(compute_capability or ()),
         runs=runs,
     )
@@ -180,118 +105,72 @@ def run(
 
 @app.command()
 def export(
-    checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle.")],
-    component: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--component",
-            metavar="NAME|all",
-            help="Component to write, repeatable.",
-            show_default="those that nemotrt decodes with",
-        ),
-    ] = None,
-    decoder: Annotated[
-        DecoderName | None,
-        typer.Option("--decoder", help="Only the components of one decoder.", show_default="all that the model has"),
-    ] = None,
-    lookahead: Annotated[
-        int | None,
-        typer.Option("--lookahead", metavar="FRAMES", help="Attention look-ahead.", show_default="the first trained"),
-    ] = None,
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--max-seconds", metavar="S", help="Longest input: sizes the position table.", show_default="as trained"
-        ),
-    ] = None,
-    streaming_cache_size: Annotated[
-        int | None,
-        typer.Option(
-            "--streaming-cache-size",
-            metavar="FRAMES",
-            help="Encoder frames that attention sees to the left.",
-            show_default="as trained",
-        ),
-    ] = None,
-    cache: Annotated[
-        Cache, typer.Option("--cache", metavar="KIND", help="What encoder_streaming keeps: inputs, or kv.")
-    ] = Cache.INPUTS,
-    streaming_cache_drop_size: Annotated[
-        int,
-        typer.Option(
-            "--streaming-cache-drop-size",
-            metavar="FRAMES",
-            min=0,
-            help="Encoder frames of a chunk that come again with the next one.",
-        ),
-    ] = 0,
-    fixed: Annotated[
-        float | None,
-        typer.Option(
-            "--fixed", metavar="S", help="Fixed shapes: one clip of S seconds.", show_default="any batch and length"
-        ),
-    ] = None,
-    opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset version, 18 to 23.")] = 18,
-    overwrite: Overwrite = False,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--max-memory",
-            metavar="GIB",
-            min=0.0,
-            help="Memory that the export may take; it is ended beyond.",
-            show_default="ample",
-        ),
-    ] = None,
-    smoke_test_ort: Annotated[
-        bool, typer.Option("--smoke-test-ort", help="Also run every component in ONNX Runtime before it is published.")
-    ] = False,
-    as_json: Json = False,
+    checkpoint: options.Checkpoint,
+    output: options.NewBundle,
+    component: options.Components = None,
+    decoder: options.OnlyDecoder = None,
+    lookahead: options.Lookahead = None,
+    max_seconds: options.MaxSeconds = None,
+    streaming_cache_size: options.StreamingCacheSize = None,
+    streaming_cache_drop_size: options.StreamingCacheDropSize = 0,
+    cache: options.Cache = "inputs",
+    fixed: options.Fixed = None,
+    opset: options.Opset = 18,
+    frontend: options.FrontEnd = "native",
+    nemo_python: options.NemoPython = None,
+    device: options.Device = None,
+    max_memory: options.MaxMemory = None,
+    smoke_test_ort: options.SmokeTest = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn a checkpoint into an ONNX bundle: one graph and one data file per component, and the contract.
 
     It runs in a process of its own, and is checked before it is published.
     What an export that died had finished is not done again.
+    With --frontend nemo, NeMo runs what the checkpoint names: trust it first.
     """
     from nemotrt import console
-    from nemotrt.export import ExportOptions, ModelChoices, export_isolated
+    from nemotrt.export import ExportOptions, ModelChoices
+    from nemotrt.export.chosen_process import ProcessOptions, export_in_process
 
-    options = ExportOptions(
+    wanted = ExportOptions(
         components=tuple(component or ()),
-        decoder=_decoder(decoder),
+        decoder=decoder,
         choices=ModelChoices(lookahead=lookahead, left_context=streaming_cache_size, max_seconds=max_seconds),
-        cache="kv" if cache is Cache.KV else "inputs",
+        cache=cache,
         cache_drop=streaming_cache_drop_size,
         fixed_seconds=fixed,
         opset=opset,
+        frontend=frontend,
     )
+    process = ProcessOptions(max_memory_gib=max_memory, nemo_python=nemo_python, device=device)
     with console.progress("export") as progress:
-        bundle = export_isolated(
+        bundle = export_in_process(
             checkpoint,
             output,
-            options=options,
+            options=wanted,
+            process=process,
             overwrite=overwrite,
             smoke_test=smoke_test_ort,
             on_progress=lambda name: progress(f"writing {name}", 0.5),
             on_notice=console.print_taken_over,
-            max_memory_bytes=None if max_memory is None else int(max_memory * 2**30),
         )
     _print_bundle(bundle, as_json)
 
 
 @app.command()
 def layout(
-    bundle: BundleFolder,
+    bundle: options.BundleFolder,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the client's files.")],
     client: Annotated[
-        Client, typer.Option("--client", metavar="NAME", help="Who will load it: onnx-asr, or sherpa-onnx.")
-    ] = Client.ONNX_ASR,
-    decoder: DecoderOption = None,
+        Literal["onnx-asr", "sherpa-onnx"], typer.Option("--client", help="Who will load it.")
+    ] = "onnx-asr",
+    decoder: options.Decoder = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="For streams: sherpa-onnx's OnlineRecognizer.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a bundle as another client expects a model to be: its files, tensors and metadata, the same weights.
 
@@ -301,22 +180,20 @@ def layout(
     from nemotrt.export.clients import write_onnx_asr_layout, write_sherpa_onnx_layout
     from nemotrt.stages import proven_bundle
 
-    if client is Client.SHERPA_ONNX:
-        load_as = write_sherpa_onnx_layout(
-            proven_bundle(bundle), output, decoder=_decoder(decoder), streaming=streaming
-        )
+    if client == "sherpa-onnx":
+        load_as = write_sherpa_onnx_layout(proven_bundle(bundle), output, decoder=decoder, streaming=streaming)
     elif streaming:
         raise UsageError("onnx-asr has no streaming recognizer", fix="leave --streaming out, or --client sherpa-onnx")
     else:
-        load_as = write_onnx_asr_layout(proven_bundle(bundle), output, decoder=_decoder(decoder))
+        load_as = write_onnx_asr_layout(proven_bundle(bundle), output, decoder=decoder)
     if as_json:
-        _print_json({"client": client.value, "load_as": load_as, "path": str(output)})
+        _print_json({"client": client, "load_as": load_as, "path": str(output)})
     else:
-        typer.echo(f"{output}: load it in {client.value} as {load_as}")
+        typer.echo(f"{output}: load it in {client} as {load_as}")
 
 
 @app.command()
-def check(bundle: BundleFolder, as_json: Json = False) -> None:
+def check(bundle: options.BundleFolder, as_json: options.Json = False) -> None:
     """Prove that a bundle is complete, unaltered, and that its graphs are what the contract says."""
     from nemotrt import console
     from nemotrt.graph_contract import check_graph
@@ -333,20 +210,18 @@ def check(bundle: BundleFolder, as_json: Json = False) -> None:
 
 @app.command()
 def cast(
-    bundle: BundleFolder,
+    bundle: options.BundleFolder,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the typed bundle.")],
-    to: Annotated[
-        TargetPrecision, typer.Option("--to", help="Precision to write into the graphs.")
-    ] = TargetPrecision.FP16,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    to: Annotated[Literal["fp16"], typer.Option("--to", help="Precision to write into the graphs.")] = "fp16",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write precision into the graphs. Lengths, masks, norms and softmax stay as they are."""
     from nemotrt import console
     from nemotrt.stages import proven_bundle
     from nemotrt.trt.precision import cast_bundle_to_fp16
 
-    with console.progress(f"cast to {to.value}") as progress:
+    with console.progress(f"cast to {to}") as progress:
         typed = cast_bundle_to_fp16(
             proven_bundle(bundle), output, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
         )
@@ -355,16 +230,16 @@ def cast(
 
 @app.command()
 def build(
-    bundle: BundleFolder,
+    bundle: options.BundleFolder,
     engines: Annotated[Path, typer.Option("--engines", metavar="STORE", help="Folder of the engine store.")],
-    profile: ProfileOption = "single-stream",
-    runtime: RuntimeOption = Runtime.AUTO,
+    profile: options.ProfileName = "single-stream",
+    runtime: options.Runtime = "auto",
     component: Annotated[
         list[str] | None,
         typer.Option("--component", metavar="NAME", help="Component to build, repeatable.", show_default="all"),
     ] = None,
-    compute_capability: ComputeCapabilities = None,
-    as_json: Json = False,
+    compute_capability: options.ComputeCapabilities = None,
+    as_json: options.Json = False,
 ) -> None:
     """Build a TensorRT engine of each component and put it into the engine store."""
     from nemotrt import console
@@ -373,7 +248,11 @@ def build(
     from nemotrt.stages import EngineOrder, ensure_engines, proven_bundle, runtime_or_best
 
     loaded = proven_bundle(bundle)
-    order = EngineOrder((load_profile(profile),), runtime_or_best(_runtime(runtime)), tuple(compute_capability or ()))
+    order = EngineOrder(
+        (load_profile(profile),),
+        runtime_or_best(None if runtime == "auto" else runtime),
+        tuple(compute_capability or ()),
+    )
     with console.progress("build") as progress:
         made = ensure_engines(loaded, order, EngineStore(engines), components=component or (), on_progress=progress)
     if as_json:
@@ -394,8 +273,8 @@ def transcribe(
     audio: Annotated[
         list[Path], typer.Argument(metavar="CLIP", help="Audio files, folders or manifests.", show_default=False)
     ],
-    decoder: DecoderOption = None,
-    threads: Threads = None,
+    decoder: options.Decoder = None,
+    threads: options.Threads = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Push the audio in pieces and show the text as it comes.")
     ] = False,
@@ -403,7 +282,7 @@ def transcribe(
         float | None,
         typer.Option("--chunk-seconds", metavar="X", help="Length of the pieces.", show_default="the model's chunk"),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print the text of audio files. A run folder uses its verified engines on a GPU host, else ONNX Runtime.
 
@@ -416,14 +295,14 @@ def transcribe(
     clips = [clip for path in audio for clip in read_clips(path)]
     if stream:
         _transcribe_streams(
-            model, clips, decoder=_decoder(decoder), threads=threads, chunk_seconds=chunk_seconds, as_json=as_json
+            model, clips, decoder=decoder, threads=threads, chunk_seconds=chunk_seconds, as_json=as_json
         )
         return
     if chunk_seconds is not None:
         raise UsageError(
             "only a stream has chunks", found="--chunk-seconds without --stream", fix="add --stream, or leave it out"
         )
-    with open_transcriber(model, decoder=_decoder(decoder), threads=threads) as transcriber:
+    with open_transcriber(model, decoder=decoder, threads=threads) as transcriber:
         heard = transcribe_clips(transcriber, clips)
         if as_json:
             rows = [_row(one) for one in heard]
@@ -439,10 +318,10 @@ def compare(
         typer.Argument(metavar="A", help="The reference: a bundle, or a folder of nemotrt run.", show_default=False),
     ],
     candidate: Annotated[Path, typer.Argument(metavar="B", help="The candidate: the same.", show_default=False)],
-    audio: AudioOption,
-    decoder: DecoderOption = None,
-    threads: Threads = None,
-    as_json: Json = False,
+    audio: options.Audio,
+    decoder: options.Decoder = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
 ) -> None:
     """Run the same audio through two bundles: lengths, frames, rows, tokens, words. Exit code 1 if different."""
     from nemotrt import console
@@ -453,7 +332,7 @@ def compare(
             reference,
             candidate,
             audio,
-            decoder=_decoder(decoder),
+            decoder=decoder,
             threads=threads,
             on_progress=progress,
         )
@@ -473,15 +352,15 @@ def bench(
             metavar="MODEL", help="Bundles or folders of nemotrt run; the first is the baseline.", show_default=False
         ),
     ],
-    audio: AudioOption,
+    audio: options.Audio,
     batch_size: Annotated[
         list[int] | None,
         typer.Option("--batch-size", metavar="N", min=1, help="Clips in a batch, repeatable.", show_default="1"),
     ] = None,
     runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each model.")] = 20,
-    decoder: DecoderOption = None,
-    threads: Threads = None,
-    as_json: Json = False,
+    decoder: options.Decoder = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
 ) -> None:
     """Time models on the same audio, interleaved in one run: latency by stage, RTFx and ratios."""
     from nemotrt import console
@@ -490,7 +369,7 @@ def bench(
 
     plan = LatencyPlan(batch_sizes=tuple(batch_size or (1,)), runs=runs, warmup=2, threads=threads)
     with console.progress("bench") as progress:
-        latency = bench_models(models, audio, plan=plan, decoder=_decoder(decoder), on_progress=progress)
+        latency = bench_models(models, audio, plan=plan, decoder=decoder, on_progress=progress)
     if as_json:
         _print_json(latency.model_dump(mode="json"))
     else:
@@ -503,20 +382,12 @@ def bench_export(
         list[Path], typer.Argument(metavar="MODEL.nemo", help="NeMo checkpoints.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RESULTS.json", help="The results to write.")],
-    nemo_python: Annotated[
-        Path | None,
-        typer.Option(
-            "--nemo-python",
-            metavar="PYTHON",
-            help="Interpreter that has NeMo.",
-            show_default="the one that runs nemotrt",
-        ),
-    ] = None,
-    profile: ProfileOption = "demo",
+    nemo_python: options.NemoPython = None,
+    profile: options.ProfileName = "demo",
     runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each graph and shape.")] = 20,
     builds: Annotated[int, typer.Option("--builds", metavar="N", min=0, help="TensorRT builds of each graph.")] = 3,
-    threads: Threads = None,
-    as_json: Json = False,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
 ) -> None:
     """Compare our export with NeMo's own: cost, files, speed in ONNX Runtime, TensorRT layers and build time.
 
@@ -545,7 +416,7 @@ def report(
         typer.Argument(metavar="RESULTS.json", help="Made by nemotrt run or nemotrt bench-export.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPORT.html", help="The page to write.")],
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the HTML report of a results file."""
     from nemotrt.bench.pages import write_page
@@ -558,12 +429,15 @@ def report(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, and what to install for the rest."""
+def doctor(nemo_python: options.NemoPython = None, as_json: options.Json = False) -> None:
+    """Say what this machine can do, and what to install for the rest.
+
+    With --nemo-python, NeMo is imported there, and an import that fails is explained.
+    """
     from nemotrt import console
     from nemotrt.doctor import diagnose
 
-    findings = diagnose(Path.cwd())
+    findings = diagnose(Path.cwd(), nemo_python=nemo_python)
     if as_json:
         _print_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -588,26 +462,6 @@ def main() -> None:
     if code == INTERRUPTED:
         typer.echo("interrupted; what was finished stays, and nemotrt run goes on from there", err=True)
     raise SystemExit(code)
-
-
-def _runtime(choice: Runtime) -> RuntimeName | None:
-    match choice:
-        case Runtime.TENSORRT:
-            return "tensorrt"
-        case Runtime.TENSORRT_RTX:
-            return "tensorrt-rtx"
-    return None
-
-
-def _decoder(choice: DecoderName | None) -> Decoder | None:
-    match choice:
-        case DecoderName.CTC:
-            return "ctc"
-        case DecoderName.RNNT:
-            return "rnnt"
-        case DecoderName.TDT:
-            return "tdt"
-    return None
 
 
 def _transcribe_streams(

@@ -9,12 +9,14 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import psutil
 
 from nemotrt import __version__
 from nemotrt.errors import MachineError
+from nemotrt.nemo_interpreter import find_nemo
 from nemotrt.tensorrt_api import RuntimeName, can_run, load_api
 
 State = Literal["yes", "no", "info"]
@@ -30,8 +32,11 @@ class Finding:
     advice: str = ""
 
 
-def diagnose(folder: Path) -> tuple[Finding, ...]:
-    """Look at this machine; ``folder`` is where outputs would go (its disk is reported). Changes nothing."""
+def diagnose(folder: Path, *, nemo_python: Path | None = None) -> tuple[Finding, ...]:
+    """Look at this machine; ``folder`` is where outputs would go (its disk is reported). Changes nothing.
+
+    With ``nemo_python`` NeMo is imported by that interpreter, which takes seconds; otherwise its version is looked up.
+    """
     return (
         Finding("nemotrt", "info", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
         _processor(),
@@ -41,7 +46,7 @@ def diagnose(folder: Path) -> tuple[Finding, ...]:
         _tensorrt("tensorrt-rtx", "builds engines with and without a GPU"),
         _tensorrt("tensorrt", "builds engines for the GPU of this machine"),
         _package("cuda-bindings", "runs engines", "pip install 'nemotrt[rtx]'"),
-        _package("nemo_toolkit", "oracle of the parity tests; not needed to export", "pip install 'nemotrt[nemo]'"),
+        _nemo() if nemo_python is None else _nemo_of(nemo_python),
         _package("torch", "needed by NeMo only", "pip install 'nemotrt[nemo]'"),
         _package("polygraphy", "inspects and compares our graphs and engines", "pip install polygraphy"),
     )
@@ -89,6 +94,20 @@ def _tensorrt(name: RuntimeName, purpose: str) -> Finding:
     except MachineError as exc:
         return Finding(subject, "no", f"{exc.what} ({purpose})", exc.fix or "")
     return Finding(subject, "yes", f"{api.version}: {purpose}")
+
+
+def _nemo() -> Finding:
+    purpose = "front end nemo and oracle of the parity tests; not needed to export"
+    return _package("nemo_toolkit", purpose, "pip install 'nemotrt[nemo]'")
+
+
+def _nemo_of(python: Path) -> Finding:
+    try:
+        with TemporaryDirectory() as folder:
+            nemo = find_nemo(python, folder=Path(folder))
+    except MachineError as exc:
+        return Finding("nemo_toolkit", "no", f"{exc.what} ({exc.where}): {exc.found}", exc.fix or "")
+    return Finding("nemo_toolkit", "yes", f"{nemo.version}: loads in {nemo.startup_seconds:.0f} s ({nemo.python})")
 
 
 def _package(name: str, purpose: str, advice: str) -> Finding:

@@ -15,9 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sample_results import sample_results
 
-from nemotrt.bench.child_process import run_measured
 from nemotrt.bench.encoder_race import Batches, Encoder, race_on_onnxruntime, race_on_tensorrt, spec_from_graph
-from nemotrt.bench.exporters import export_with_nemotrt, find_nemo
+from nemotrt.bench.exporters import export_with_nemotrt
 from nemotrt.bench.nemo_export import NemoExportPlan, compare_with_nemo_export
 from nemotrt.bench.nemo_export_page import render_nemo_export_page, summary_sentence
 from nemotrt.bench.nemo_export_results import (
@@ -36,7 +35,9 @@ from nemotrt.bench.onnx_files import count_nodes, files_of
 from nemotrt.bench.pages import write_page
 from nemotrt.bench.results import Percentiles, Skipped, write_results
 from nemotrt.bundle import Bundle
+from nemotrt.child_process import run_measured
 from nemotrt.errors import InputError, MachineError, UsageError
+from nemotrt.nemo_interpreter import find_nemo
 from nemotrt.profiles import axis_ranges, load_profile
 
 MEBIBYTE = 1 << 20

@@ -18,10 +18,11 @@ import psutil
 import pytest
 from full_size_checkpoint import SIZES
 
-from nemotrt.bench.child_process import Finished, run_measured
-from nemotrt.bench.exporters import export_with_nemo, export_with_nemotrt, find_nemo
+from nemotrt.bench.exporters import export_with_nemo, export_with_nemotrt
 from nemotrt.bench.onnx_files import count_nodes
 from nemotrt.bundle import Bundle, load_bundle
+from nemotrt.child_process import Finished, run_measured
+from nemotrt.nemo_interpreter import find_nemo
 
 pytestmark = [pytest.mark.full_size, pytest.mark.timeout(3600)]
 

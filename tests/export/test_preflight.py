@@ -13,7 +13,7 @@ import archives
 import pytest
 from small_disks import mounted
 
-from nemotrt.bench.child_process import run_measured
+from nemotrt.child_process import run_measured
 from nemotrt.errors import MachineError
 from nemotrt.export import ExportOptions, export_checkpoint
 from nemotrt.export.disk_room import inflated_bytes, refuse_full_disk

@@ -12,12 +12,15 @@ from pathlib import Path
 CONTRACT = frozenset({"errors", "bundle", "bundle_writer", "graph_contract", "journal", "processes"})
 """Modules of the package root that every folder but ``profiles`` may use."""
 
+NEMO = frozenset({"child_process", "nemo_interpreter"})
+"""What runs NeMo in a process of its own."""
+
 ALLOWED: dict[str, frozenset[str]] = {
     "profiles": frozenset({"errors"}),
-    "export": CONTRACT | {"profiles"},
+    "export": CONTRACT | {"profiles"} | NEMO,
     "trt": CONTRACT | {"profiles", "tensorrt_api"},
     "engines": CONTRACT | {"profiles", "tensorrt_api"},
-    "bench": CONTRACT | {"profiles", "tensorrt_api", "engines", "trt"},
+    "bench": CONTRACT | {"profiles", "tensorrt_api", "engines", "trt"} | NEMO,
     # The shared modules themselves lie below the folders.
     "errors": frozenset(),
     "bundle": frozenset({"errors", "profiles"}),
@@ -26,6 +29,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "journal": frozenset({"bundle"}),
     "processes": frozenset(),
     "tensorrt_api": frozenset({"errors"}),
+    "child_process": frozenset({"errors", "processes"}),
+    "nemo_conflicts": frozenset(),
+    "nemo_interpreter": frozenset({"errors", "child_process", "nemo_conflicts"}),
 }
 FOLDERS = ("bench", "engines", "export", "profiles", "trt")
 

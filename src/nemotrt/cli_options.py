@@ -1,0 +1,129 @@
+"""The options of the command line, by name. Loaded with every command, so nothing slow is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A NeMo checkpoint.", show_default=False)]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.", show_default=False)]
+NewBundle = Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")]
+Audio = Annotated[
+    Path,
+    typer.Option("--audio", metavar="CLIPS", help="NeMo manifest, folder of audio, or audio file.", show_default=False),
+]
+ProfileName = Annotated[
+    str,
+    typer.Option("--profile", metavar="NAME|FILE", help="Preset (demo, single-stream, server-offline) or YAML file."),
+]
+Runtime = Annotated[
+    Literal["auto", "tensorrt", "tensorrt-rtx"],
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="tensorrt, tensorrt-rtx, or auto: TensorRT on a GPU host, else TensorRT-RTX.",
+    ),
+]
+ComputeCapabilities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="X.Y|current",
+        help="GPU to build for, repeatable (TensorRT-RTX only). Default: the library's own list.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="ONNX Runtime threads.", show_default="all cores"),
+]
+NemoPython = Annotated[
+    Path | None,
+    typer.Option(
+        "--nemo-python", metavar="PYTHON", help="Interpreter that has NeMo.", show_default="the one that runs nemotrt"
+    ),
+]
+Decoder = Annotated[
+    Literal["ctc", "rnnt", "tdt"] | None,
+    typer.Option("--decoder", help="How to decode.", show_default="tdt or rnnt, else ctc"),
+]
+
+# What an export may be asked for.
+
+Components = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--component",
+        metavar="NAME|all",
+        help="Component to write, repeatable.",
+        show_default="those that nemotrt decodes with",
+    ),
+]
+OnlyDecoder = Annotated[
+    Literal["ctc", "rnnt", "tdt"] | None,
+    typer.Option("--decoder", help="Only the components of one decoder.", show_default="all that the model has"),
+]
+Lookahead = Annotated[
+    int | None,
+    typer.Option("--lookahead", metavar="FRAMES", help="Attention look-ahead.", show_default="the first trained"),
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-seconds", metavar="S", help="Longest input: sizes the position table.", show_default="as trained"
+    ),
+]
+StreamingCacheSize = Annotated[
+    int | None,
+    typer.Option(
+        "--streaming-cache-size",
+        metavar="FRAMES",
+        help="Encoder frames that attention sees to the left.",
+        show_default="as trained",
+    ),
+]
+StreamingCacheDropSize = Annotated[
+    int,
+    typer.Option(
+        "--streaming-cache-drop-size",
+        metavar="FRAMES",
+        min=0,
+        help="Encoder frames of a chunk that come again with the next one.",
+    ),
+]
+Cache = Annotated[
+    Literal["inputs", "kv"],
+    typer.Option("--cache", help="What encoder_streaming keeps of a layer: its inputs, or its keys and values."),
+]
+Fixed = Annotated[
+    float | None,
+    typer.Option(
+        "--fixed", metavar="S", help="Fixed shapes: one clip of S seconds.", show_default="any batch and length"
+    ),
+]
+Opset = Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset version, 18 to 23.")]
+FrontEnd = Annotated[
+    Literal["native", "nemo"],
+    typer.Option("--frontend", help="What makes the graphs: nemotrt itself, or NeMo's own modules."),
+]
+Device = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option("--device", help="Where NeMo's modules are traced.", show_default="cpu"),
+]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--max-memory",
+        metavar="GIB",
+        min=0.0,
+        help="Memory that the export may take; it is ended beyond.",
+        show_default="ample",
+    ),
+]
+SmokeTest = Annotated[
+    bool, typer.Option("--smoke-test-ort", help="Also run every component in ONNX Runtime before it is published.")
+]
