@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +33,21 @@ class NemoFiles:
 
 def nemotrt_startup_seconds(*, folder: Path) -> float:
     """What a process takes that only imports our exporter."""
-    command = [sys.executable, "-c", "import nemotrt.cli, nemotrt.export"]
+    command = [sys.executable, "-c", "import nemotrt.cli, nemotrt.export.export"]
     return run_measured(command, folder=folder, timeout_seconds=_PROBE_SECONDS).seconds
 
 
-def export_with_nemotrt(checkpoint: Path, folder: Path) -> tuple[Finished, Bundle]:
-    """Export to ``folder/bundle``.
+def export_with_nemotrt(checkpoint: Path, folder: Path, *, components: Sequence[str] = ()) -> tuple[Finished, Bundle]:
+    """Export to ``folder/bundle``: ``components``, or those that are exported unasked.
 
     Raises:
         InputError: the checkpoint is refused, in the words of ``nemotrt export``.
         MachineError: this machine could not.
     """
     bundle = folder / "bundle"
-    command = [sys.executable, "-c", _NEMOTRT, "export", str(checkpoint.absolute()), "-o", str(bundle), "--json"]
+    named = [word for name in components for word in ("--component", name)]
+    request = ["export", str(checkpoint.absolute()), "-o", str(bundle), "--json", *named]
+    command = [sys.executable, "-c", _NEMOTRT, *request]
     done = run_measured(command, folder=folder, timeout_seconds=_TIMEOUT_SECONDS)
     if done.failure is not None:
         raise _refusal(done, checkpoint)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,15 @@ def test_without_any_tensorrt_the_user_learns_what_to_install(monkeypatch: pytes
     assert runtime_or_best(None) == "tensorrt-rtx"
 
 
+@pytest.fixture
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Also where the tests were started in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_ctrl_c_in_the_middle_of_a_build_stops_it_and_stores_nothing(
     fp16_bundle: Bundle, demo: Profile, tmp_path: Path
 ) -> None:

@@ -236,7 +236,9 @@ class TestAParentThat:
 def started(checkpoint: Path, destination: Path) -> subprocess.Popen[bytes]:
     """An export by a parent of its own, in a process group of its own."""
     code = (
-        "import sys; from pathlib import Path; from nemotrt.export import export_isolated; "
+        # what a shell starts in the background ignores Ctrl-C
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from nemotrt.export import export_isolated; "
         "export_isolated(Path(sys.argv[1]), Path(sys.argv[2]), overwrite=True)"
     )
     command = [sys.executable, "-c", code, str(checkpoint), str(destination)]

@@ -186,7 +186,7 @@ def test_what_is_not_a_named_error_would_be_seen(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("nemotrt.export.export.model_config", broken)
+    monkeypatch.setattr("nemotrt.export.model_graphs.model_config", broken)
     with pytest.raises(KeyError):
         outcome(tdt_checkpoint, tmp_path)
 

@@ -133,7 +133,8 @@ def test_the_bundle_is_complete_half_the_size_and_loads_after_moving(tdt_bundle:
 
 
 def test_inputs_and_outputs_are_those_of_the_float32_bundle(tdt_bundle: Bundle, tdt_fp16: Bundle) -> None:
-    for name in tdt_bundle.meta.components:
+    assert tdt_bundle.meta.components.keys() - tdt_fp16.meta.components.keys() == {"encoder_nomask"}
+    for name in tdt_fp16.meta.components:
         a, b = (onnx.load(x.graph_path(name), load_external_data=False).graph for x in (tdt_bundle, tdt_fp16))
         assert [v.SerializeToString() for v in a.input] == [v.SerializeToString() for v in b.input]
         assert [v.SerializeToString() for v in a.output] == [v.SerializeToString() for v in b.output]
