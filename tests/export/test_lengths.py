@@ -79,9 +79,12 @@ def test_the_graph_gives_nemos_length_for_every_input(
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["regular", "causal"])
-@pytest.mark.parametrize("factor", [2, 4])
-def test_graphs_of_other_factors_give_nemos_length_for_every_input(tmp_path: Path, factor: int, causal: bool) -> None:
-    options = {"subsampling_factor": factor, "causal_downsampling": causal}
+@pytest.mark.parametrize("subsampling", ["dw_striding", "striding"])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_graphs_of_every_subsampling_give_nemos_length_for_every_input(
+    tmp_path: Path, subsampling: str, factor: int, causal: bool
+) -> None:
+    options = {"subsampling": subsampling, "subsampling_factor": factor, "causal_downsampling": causal}
     model = small_transducer(tmp_path / "m.nemo", encoder=options)
     bundle = export_checkpoint(model.checkpoint, tmp_path / "m")
     assert bundle.meta.encoder.subsampling_factor == factor
@@ -92,9 +95,15 @@ def check_every_length(bundle: Bundle, component: str, folder: Path, *, causal: 
     """All lengths as the rows of one batch: of the signal, this part of the graph sees the shape only."""
     length_graph(bundle.graph_path(component), folder / "lengths.onnx")
     signal = np.zeros((1, bundle.meta.encoder.features, LONGEST), np.float32)
-    found = Graph(folder / "lengths.onnx")(audio_signal=signal, length=np.arange(1, LONGEST + 1))[0]
-    wanted = nemo_lengths(LONGEST, factor=bundle.meta.encoder.subsampling_factor, causal=causal)
+    graph, spec = Graph(folder / "lengths.onnx"), bundle.meta.encoder
+    (found,) = graph(audio_signal=signal, length=np.arange(1, LONGEST + 1))
+    wanted = nemo_lengths(LONGEST, factor=spec.subsampling_factor, causal=causal)
     assert found.tolist() == wanted.tolist()
+    last = np.arange(max(1, spec.max_feature_frames - 63), spec.max_feature_frames + 1)
+    (found,) = graph(audio_signal=np.zeros((1, spec.features, last[-1]), np.float32), length=last)
+    wanted = nemo_lengths(last[-1], factor=spec.subsampling_factor, causal=causal)
+    assert found.tolist() == wanted[last - 1].tolist()
+    assert found[-1] == spec.max_encoder_frames
 
 
 class TestNoLengthIsEverAFloat:

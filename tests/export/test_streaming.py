@@ -10,6 +10,7 @@ from typing import Any
 import archives
 import numpy as np
 import pytest
+from nemo_oracle import NemoModel
 from numpy.typing import NDArray
 
 from nemotrt.bundle import Bundle, CacheLayout
@@ -57,6 +58,7 @@ def streamed(bundle: Bundle, features: NDArray[Any], sizes: list[int]) -> NDArra
 @pytest.mark.parametrize("lookahead", LOOKAHEADS)
 def test_a_hundred_chunks_of_speech_streamed_equal_the_offline_encoder(
     hybrid_checkpoint: Path,
+    hybrid_nemo: NemoModel,
     tmp_path: Path,
     speech: NDArray[np.float32],
     figure: Callable[[str], None],
@@ -76,6 +78,14 @@ def test_a_hundred_chunks_of_speech_streamed_equal_the_offline_encoder(
         figure(f"{CHUNKS} streamed chunks, look-ahead {lookahead}, {cache} cache: {difference:.1e} from offline")
         assert difference <= TOLERANCE
         assert offline.decode(found, lengths) == offline.decode(wanted, lengths)
+    trained = hybrid_nemo.encoder_module.att_context_size
+    hybrid_nemo.encoder_module.set_default_att_context_size(list(bundle.meta.encoder.attention_context))
+    nemos, nemo_lengths = hybrid_nemo.encoder(features, length)
+    hybrid_nemo.encoder_module.set_default_att_context_size(trained)
+    assert nemo_lengths.tolist() == lengths.tolist()
+    difference = float(np.abs(found - nemos).max())
+    figure(f"{CHUNKS} streamed chunks, look-ahead {lookahead}, {cache} cache: {difference:.1e} from NeMo's offline")
+    assert difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8, 9, 16, 17, 104, 105, 106, 216, 217, 218, 330])
