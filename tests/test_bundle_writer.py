@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nemotrt.bundle import META_NAME, Bundle, BundleMeta, FileRecord, load_bundle, verify_digests
@@ -124,6 +126,19 @@ def test_what_dead_writers_left_is_removed(tdt_bundle: Bundle, tmp_path: Path, d
     partial(tmp_path / name, dead_pid)
     write(tdt_bundle, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_writer_left_that_nobody_waited_for_is_removed(tdt_bundle: Bundle, tmp_path: Path) -> None:
+    """A process that ended keeps its id until its parent asks how."""
+    writer = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.read()  # it ended, or is about to
+    while psutil.Process(writer.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    partial(tmp_path / "b", writer.pid)
+    write(tdt_bundle, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    writer.communicate()
 
 
 def test_what_a_living_writer_has_is_left_alone(tdt_bundle: Bundle, tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
-
 from nemotrt.bundle import META_NAME, Bundle, BundleMeta, FileRecord, sha256_of_file
 from nemotrt.errors import MachineError, NemotrtError, UsageError
 from nemotrt.journal import JOURNAL_NAME, Finished, Work, note_finished, note_work, proven, read_journal
+from nemotrt.processes import is_running
 
 _SUFFIX = ".partial"
 _MACHINE_FAULTS = (OSError, MachineError, MemoryError)
@@ -93,6 +92,7 @@ class BundleWriter:
             self._rename_into_place()
         except OSError as exc:
             raise _cannot_write(self.destination, exc) from exc
+        remove_leftovers(self.destination)  # of a writer that was still ending when this one began
         return Bundle(self.destination, meta)
 
     def __exit__(
@@ -161,7 +161,7 @@ def _leftovers(destination: Path) -> Iterator[Path]:
     pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)(\.[a-z]\w*)*\.partial")
     for entry in sorted(destination.parent.glob(f".*{_SUFFIX}")):
         found = pattern.fullmatch(entry.name)
-        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+        if found and (int(found[1]) == os.getpid() or not is_running(int(found[1]))):
             yield entry
 
 

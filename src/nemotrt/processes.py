@@ -35,6 +35,17 @@ def peak_rss_bytes(pid: int) -> int | None:
         return None
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process lives. One that ended and was not waited for does not, though its id is taken."""
+    try:
+        status: str = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
 def how_it_failed(exit_code: int, stderr: str) -> str:
     """Why a process ended, in a line: a signal, or its exit code and last words."""
     if exit_code < 0:

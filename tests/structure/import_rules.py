@@ -24,7 +24,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     # The shared modules themselves lie below the folders.
     "errors": frozenset(),
     "bundle": frozenset({"errors", "profiles"}),
-    "bundle_writer": frozenset({"errors", "bundle", "journal"}),
+    "bundle_writer": frozenset({"errors", "bundle", "journal", "processes"}),
     "graph_contract": frozenset({"errors", "bundle"}),
     "journal": frozenset({"bundle"}),
     "processes": frozenset(),
