@@ -12,7 +12,7 @@ from nemotrt.bundle import Bundle, ComponentName
 from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
 from nemotrt.engines.padding_aware_runner import VARIANT_SUFFIX, PaddingAwareRunner
 from nemotrt.engines.runner import Runner
-from nemotrt.errors import UsageError
+from nemotrt.errors import MachineError, UsageError
 
 FRONT_END: ComponentName = "preprocessor"
 
@@ -30,6 +30,7 @@ class ComponentRunners:
     Raises:
         UsageError: a runner for a component that does not exist.
         BundleError, GraphError: the bundle's files cannot be used.
+        MachineError: a bfloat16 graph for ONNX Runtime.
     """
 
     def __init__(
@@ -64,6 +65,12 @@ class ComponentRunners:
 
 def _opened(bundle: Bundle, name: ComponentName, *, threads: int | None) -> Runner:
     """With its variant without masks behind it, if the bundle has one."""
+    if bundle.meta.precision == "bf16" and name != FRONT_END:
+        raise MachineError(
+            "ONNX Runtime does not compute in bfloat16 on a CPU",
+            where=bundle.graph_path(name),
+            fix="build engines for a GPU (nemotrt build), or cast to fp16 to try it here",
+        )
     spec, variant = bundle.component(name), f"{name}{VARIANT_SUFFIX}"
     if variant not in bundle.meta.components:
         return OnnxRuntimeRunner(bundle.graph_path(name), spec=spec, threads=threads)

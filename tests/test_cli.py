@@ -166,6 +166,30 @@ def test_cast_writes_a_bundle_of_half_the_size(nemotrt: Nemotrt, folder: Path, t
     assert sizes["encoder.onnx.data"] < 0.51 * (folder / "bundle" / "encoder.onnx.data").stat().st_size
 
 
+def test_precision_search_writes_the_keep_list_that_cast_takes(
+    nemotrt: Nemotrt, folder: Path, clips: Path, tmp_path: Path
+) -> None:
+    keep = tmp_path / "keep.yaml"
+    answer = nemotrt("precision-search", folder / "bundle", "--audio", clips, "-o", keep, "--json")
+    assert answer.code == 0
+    assert (answer.document["keep"], answer.document["comparisons"]) == ([], 1)
+    again = nemotrt("precision-search", folder / "bundle", "--audio", clips, "-o", keep)
+    assert again.out.startswith(f"{keep}: 0 of ")
+    assert "0 comparisons, 1 known before" in again.out
+    keep.write_text("version: 1\nkeep: [layers.3.conv]\n", encoding="utf-8")
+    typed = nemotrt("cast", folder / "bundle", "--to", "mixed", "--keep", keep, "-o", tmp_path / "typed", "--json")
+    assert typed.document["precision"] == "fp16"
+    assert typed.document["tools"]["float32 nodes"] == "layers.3.conv"
+
+
+def test_cast_to_bfloat16_says_where_it_runs(nemotrt: Nemotrt, folder: Path, clip: Path, tmp_path: Path) -> None:
+    answer = nemotrt("cast", folder / "bundle", "--to", "bf16", "-o", tmp_path / "typed")
+    assert "note: bfloat16 needs a GPU" in answer.out
+    refused = nemotrt("transcribe", tmp_path / "typed", clip)
+    assert refused.code == MachineError.exit_code
+    assert "bfloat16 on a CPU" in refused.err
+
+
 def test_build_stores_an_engine_once(nemotrt: Nemotrt, folder: Path, tmp_path: Path) -> None:
     order = ("build", folder / "bundle-fp16", "--engines", tmp_path / "store", "--profile", "demo")
     first = nemotrt(*order, "--component", "joint", "--compute-capability", "8.9", "--json")
@@ -410,6 +434,18 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "check: another schema": ("check {old}", 2, ("schema version 1", "schema_version", NOT_TWICE)),
     "cast: FP16 twice": ("cast {fp16} -o {out}", 2, ("only a float32 bundle", "precision fp16")),
     "cast: unknown precision": ("cast {bundle} -o {out} --to int8", 2, ("'int8' is not one of 'fp16'",)),
+    "cast: mixed without a list": ("cast {bundle} -o {out} --to mixed", 2, ("--keep", "nemotrt precision-search")),
+    "cast: list that is not there": ("cast {bundle} -o {out} --keep {gone}", 2, ("keep list", "{gone}")),
+    "cast: list that is none": ("cast {bundle} -o {out} --keep {text}", 2, ("keep list", "{text}")),
+    "cast: no Model Optimizer": ("cast {bundle} -o {out} --engine modelopt", 3, ("Model Optimizer", "pip install")),
+    "cast: Model Optimizer from nowhere": (
+        "cast {bundle} -o {out} --engine modelopt --modelopt-python {gone}",
+        3,
+        ("{gone}", "pip install"),
+    ),
+    "precision-search: half already": ("precision-search {fp16} --audio {clips} -o {out}", 2, ("precision fp16",)),
+    "precision-search: no clips": ("precision-search {bundle} --audio {gone} -o {out}", 2, ("{gone}",)),
+    "precision-search: checkpoint": ("precision-search {nemo} --audio {clips} -o {out}", 2, ("not a bundle",)),
     "cast: altered bundle": ("cast {altered} -o {out}", 2, ("encoder.onnx.data",)),
     "cast: output exists": ("cast {bundle} -o {fp16}", 2, ("already there", "--overwrite")),
     "build: unknown component": ("build {fp16} --engines {out} --component decoder", 2, ("'decoder'", "predictor")),

@@ -33,7 +33,7 @@ TOKENS_NAME = "tokens.txt"
 TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Family = Literal[
     "fastconformer-ctc",
     "fastconformer-rnnt",

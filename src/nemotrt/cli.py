@@ -212,20 +212,61 @@ def check(bundle: options.BundleFolder, as_json: options.Json = False) -> None:
 def cast(
     bundle: options.BundleFolder,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the typed bundle.")],
-    to: Annotated[Literal["fp16"], typer.Option("--to", help="Precision to write into the graphs.")] = "fp16",
+    to: options.CastTo = "fp16",
+    keep: options.Keep = None,
+    engine: options.CastEngine = "native",
+    modelopt_python: options.ModelOptPython = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write precision into the graphs. Lengths, masks, norms and softmax stay as they are."""
+    """Write precision into the graphs. Lengths, masks, norms and softmax stay as they are.
+
+    A bfloat16 bundle needs a GPU to run. Model Optimizer runs in a process of its own.
+    """
     from nemotrt import console
     from nemotrt.stages import proven_bundle
-    from nemotrt.trt.precision import cast_bundle_to_fp16
+    from nemotrt.trt.precision import cast_bundle, cast_plan
 
+    python = (modelopt_python or Path(sys.executable)) if engine == "modelopt" else None
+    plan = cast_plan(to, keep=keep, modelopt_python=python)
     with console.progress(f"cast to {to}") as progress:
-        typed = cast_bundle_to_fp16(
-            proven_bundle(bundle), output, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
+        typed = cast_bundle(
+            proven_bundle(bundle), output, plan, overwrite=overwrite, on_component=lambda name, _: progress(name, 0.5)
         )
     _print_bundle(typed, as_json)
+
+
+@app.command()
+def precision_search(
+    bundle: options.BundleFolder,
+    audio: options.Audio,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="KEEP.yaml", help="The keep list to write.")],
+    to: Annotated[Literal["fp16", "bf16"], typer.Option("--to", help="The half precision to search for.")] = "fp16",
+    decoder: options.Decoder = None,
+    as_json: options.Json = False,
+) -> None:
+    """Find the fewest nodes that must stay float32 for half precision to pass the comparison on the clips.
+
+    The list is for: nemotrt cast BUNDLE --to mixed --keep KEEP.yaml
+    A search that was interrupted goes on where it was.
+    """
+    from nemotrt import console
+    from nemotrt.bench.precision_search import SearchPlan, search_precision
+    from nemotrt.bench.utterance import read_utterances
+    from nemotrt.engines.audio import read_clips
+    from nemotrt.stages import proven_bundle
+
+    loaded = proven_bundle(bundle)
+    utterances = read_utterances(read_clips(audio), sample_rate=loaded.meta.audio_front_end().sample_rate)
+    with console.progress("precision-search") as progress:
+        found = search_precision(loaded, utterances, output, SearchPlan(to, decoder), on_progress=progress)
+    if as_json:
+        _print_json({"keep_list": str(output), **asdict(found)})
+    else:
+        for name in found.keep:
+            typer.echo(name)
+        kept = f"{len(found.keep)} of {found.half_nodes} half precision nodes stay float32"
+        typer.echo(f"{output}: {kept}; {found.comparisons} comparisons, {found.recalled} known before")
 
 
 @app.command()

@@ -51,6 +51,29 @@ Decoder = Annotated[
     Literal["ctc", "rnnt", "tdt"] | None,
     typer.Option("--decoder", help="How to decode.", show_default="tdt or rnnt, else ctc"),
 ]
+CastTo = Annotated[
+    Literal["fp16", "bf16", "mixed"],
+    typer.Option("--to", help="Precision to write into the graphs; mixed is fp16 with a keep list."),
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep", metavar="KEEP.yaml", help="Nodes that stay float32: see precision-search.", show_default="none"
+    ),
+]
+CastEngine = Annotated[
+    Literal["native", "modelopt"],
+    typer.Option("--engine", help="What types the graphs: nemotrt itself, or NVIDIA Model Optimizer."),
+]
+ModelOptPython = Annotated[
+    Path | None,
+    typer.Option(
+        "--modelopt-python",
+        metavar="PYTHON",
+        help="Interpreter that has Model Optimizer.",
+        show_default="the one that runs nemotrt",
+    ),
+]
 
 # What an export may be asked for.
 

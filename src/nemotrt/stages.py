@@ -24,7 +24,7 @@ from nemotrt.export.options import Notice, TakenOver
 from nemotrt.profiles import AxisRange, Profile, axis_ranges
 from nemotrt.tensorrt_api import RuntimeName, best_runtime, can_run, load_api
 from nemotrt.trt.build import BuildRequest, build_engine, check_target
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 Progress = Callable[[str, float], None]
 """Called with what is at hand and the fraction of it that is done, 0 to 1."""
@@ -117,12 +117,12 @@ def _tell_taken_over(notice: Notice, on_progress: Progress) -> None:
 
 
 def ensure_fp16(source: Bundle, destination: Path, *, on_progress: Progress) -> MadeBundle:
-    """The FP16 twin of ``source`` at ``destination``. Raises as ``cast_bundle_to_fp16``."""
+    """The FP16 twin of ``source`` at ``destination``. Raises as ``cast_bundle``."""
     on_progress("typing the graphs", 0.0)
     existing = _sound_bundle(destination)
     if existing is not None and is_cast_of(source.meta, existing.meta):
         return _reused(existing)
-    bundle = cast_bundle_to_fp16(
+    bundle = cast_bundle(
         source, destination, overwrite=True, on_component=lambda name, _: on_progress(f"wrote {name}", 0.5)
     )
     return MadeBundle(bundle, reused=False)

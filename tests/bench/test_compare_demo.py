@@ -18,7 +18,7 @@ from nemotrt.engines.audio import read_clips
 from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
 from nemotrt.engines.transcriber import Decoder, Transcriber
 from nemotrt.errors import UsageError
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def open_system() -> Iterator[Callable[..., System]]:
 
 @pytest.fixture(scope="module")
 def tdt_half(tdt_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return cast_bundle_to_fp16(tdt_bundle, tmp_path_factory.mktemp("half") / "tdt")
+    return cast_bundle(tdt_bundle, tmp_path_factory.mktemp("half") / "tdt")
 
 
 @pytest.mark.parametrize(("bundle", "decoder"), [("tdt", "tdt"), ("hybrid", "rnnt"), ("hybrid", "ctc")])

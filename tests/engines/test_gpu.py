@@ -29,7 +29,7 @@ from nemotrt.errors import EngineError, ProfileError
 from nemotrt.profiles import AxisRange, axis_ranges, load_profile
 from nemotrt.tensorrt_api import CURRENT_GPU, RuntimeName, available_runtimes, can_run, load_api
 from nemotrt.trt.build import BuildRequest, BuildResult, build_engine
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 GPU = can_run()
 
@@ -200,7 +200,7 @@ def test_half_precision_keeps_lengths_exact_and_frames_close(
     component: ComponentName,
 ) -> None:
     bundle = request.getfixturevalue(bundle_name)
-    half = cast_bundle_to_fp16(bundle, tmp_path_factory.mktemp("half") / bundle_name)
+    half = cast_bundle(bundle, tmp_path_factory.mktemp("half") / bundle_name)
     oracle, runner = oracle_of(bundle, component), open_engine(half, component, SHORT)
     for rows, frames in SHAPES:
         feeds = ragged_features(bundle, rows, frames)

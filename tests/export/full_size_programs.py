@@ -62,9 +62,9 @@ def compare(graph: str, wanted: str) -> None:
 def cast(bundle: str, output: str) -> None:
     """The float16 twin of a bundle."""
     from nemotrt.bundle import load_bundle
-    from nemotrt.trt.precision import cast_bundle_to_fp16
+    from nemotrt.trt.precision import cast_bundle
 
-    cast_bundle_to_fp16(load_bundle(Path(bundle)), Path(output))
+    cast_bundle(load_bundle(Path(bundle)), Path(output))
 
 
 def build(bundle: str) -> None:

@@ -25,7 +25,7 @@ from nemotrt.errors import UsageError
 from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 from nemotrt.export.clients import write_sherpa_onnx_layout
 from nemotrt.export.clients.sherpa_streaming import SherpaStream
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 sherpa_onnx = pytest.importorskip("sherpa_onnx")
 
@@ -324,7 +324,7 @@ def test_durations_are_refused_where_sherpa_onnx_does_not_know_them(
 def test_a_bundle_in_half_precision_is_streamed_like_the_one_it_was_cast_from(
     complete_hybrid_bundle: Bundle, waveforms: tuple[Waveform, ...], tmp_path: Path, decoder: Decoder
 ) -> None:
-    half = cast_bundle_to_fp16(complete_hybrid_bundle, tmp_path / "half")
+    half = cast_bundle(complete_hybrid_bundle, tmp_path / "half")
     texts = []
     for name, bundle in (("single", complete_hybrid_bundle), ("half", half)):
         write_sherpa_onnx_layout(bundle, tmp_path / f"{name}-model", decoder=decoder, streaming=True)

@@ -18,7 +18,7 @@ NEMO = frozenset({"child_process", "nemo_interpreter"})
 ALLOWED: dict[str, frozenset[str]] = {
     "profiles": frozenset({"errors"}),
     "export": CONTRACT | {"profiles"} | NEMO,
-    "trt": CONTRACT | {"profiles", "tensorrt_api"},
+    "trt": CONTRACT | {"profiles", "tensorrt_api", "child_process"},
     "engines": CONTRACT | {"profiles", "tensorrt_api"},
     "bench": CONTRACT | {"profiles", "tensorrt_api", "engines", "trt"} | NEMO,
     # The shared modules themselves lie below the folders.

@@ -30,6 +30,7 @@ def test_there_is_a_command_for_every_stage() -> None:
         "layout",
         "check",
         "cast",
+        "precision-search",
         "build",
         "transcribe",
         "compare",

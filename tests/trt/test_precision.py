@@ -19,8 +19,8 @@ from nemotrt.bundle import Bundle, TensorSpec, load_bundle, verify_digests
 from nemotrt.errors import GraphError, UsageError
 from nemotrt.profiles import AxisRange
 from nemotrt.trt.build import BuildRequest, build_engine
-from nemotrt.trt.float16_cast import Float16Report
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.half_cast import CastReport
+from nemotrt.trt.precision import cast_bundle
 
 # 24 roundings of half precision stay below this; NUMBERS of the field reach 9e-4 on 17 layers.
 RELATIVE_ERROR = 2e-3
@@ -28,12 +28,12 @@ RELATIVE_ERROR = 2e-3
 
 @pytest.fixture(scope="module")
 def tdt_fp16(tdt_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return cast_bundle_to_fp16(tdt_bundle, tmp_path_factory.mktemp("fp16") / "tdt")
+    return cast_bundle(tdt_bundle, tmp_path_factory.mktemp("fp16") / "tdt")
 
 
 @pytest.fixture(scope="module")
 def hybrid_fp16(hybrid_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return cast_bundle_to_fp16(hybrid_bundle, tmp_path_factory.mktemp("fp16") / "hybrid")
+    return cast_bundle(hybrid_bundle, tmp_path_factory.mktemp("fp16") / "hybrid")
 
 
 def session(bundle: Bundle, name: str) -> ort.InferenceSession:
@@ -113,8 +113,8 @@ def test_encoded_lengths_of_a_real_encoder_are_exact_for_every_length(tdt_bundle
 
 
 def test_the_bundle_is_complete_half_the_size_and_loads_after_moving(tdt_bundle: Bundle, tmp_path: Path) -> None:
-    reports: dict[str, Float16Report] = {}
-    made = cast_bundle_to_fp16(tdt_bundle, tmp_path / "first", on_component=reports.__setitem__)
+    reports: dict[str, CastReport] = {}
+    made = cast_bundle(tdt_bundle, tmp_path / "first", on_component=reports.__setitem__)
     made.path.rename(tmp_path / "moved")
     bundle = load_bundle(tmp_path / "moved")
     verify_digests(bundle)
@@ -152,7 +152,7 @@ def test_every_typed_component_builds_in_tensorrt(tdt_fp16: Bundle, name: str) -
 
 def test_a_half_precision_bundle_is_not_cast_again(tdt_fp16: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision fp16"):
-        cast_bundle_to_fp16(tdt_fp16, tmp_path / "again")
+        cast_bundle(tdt_fp16, tmp_path / "again")
     assert not list(tmp_path.iterdir())
 
 
@@ -160,10 +160,10 @@ def test_an_existing_destination_is_kept_unless_told_otherwise(
     tdt_bundle: Bundle, tdt_fp16: Bundle, tmp_path: Path
 ) -> None:
     destination = tmp_path / "out"
-    first = cast_bundle_to_fp16(tdt_bundle, destination)
+    first = cast_bundle(tdt_bundle, destination)
     with pytest.raises(UsageError, match="already there"):
-        cast_bundle_to_fp16(tdt_bundle, destination)
-    again = cast_bundle_to_fp16(tdt_bundle, destination, overwrite=True)
+        cast_bundle(tdt_bundle, destination)
+    again = cast_bundle(tdt_bundle, destination, overwrite=True)
     assert again.meta.files == first.meta.files == tdt_fp16.meta.files  # the same bytes every time
 
 
@@ -174,7 +174,7 @@ def test_a_graph_that_cannot_be_read_leaves_nothing_behind(tdt_bundle: Bundle, t
         (broken / name).write_bytes((tdt_bundle.path / name).read_bytes())
     (broken / "joint.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(GraphError, match=r"joint\.onnx"):
-        cast_bundle_to_fp16(replace(tdt_bundle, path=broken), tmp_path / "out")
+        cast_bundle(replace(tdt_bundle, path=broken), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
 
@@ -191,7 +191,7 @@ def test_weights_are_converted_one_at_a_time(tdt_bundle: Bundle, tmp_path: Path)
     meta = tdt_bundle.meta.model_copy(update={"components": {"joint": spec}, "files": {}})
     tracemalloc.start()
     try:
-        made = cast_bundle_to_fp16(Bundle(folder, meta), tmp_path / "out")
+        made = cast_bundle(Bundle(folder, meta), tmp_path / "out")
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -27,16 +27,15 @@ from nemotrt.bundle import ComponentSpec, TensorSpec
 from nemotrt.errors import GraphError
 from nemotrt.profiles import AxisRange
 from nemotrt.trt.build import BuildRequest, build_engine
-from nemotrt.trt.float16_cast import Float16Report, cast_to_float16
-from nemotrt.trt.float16_types import infer_float16_types, is_float_node
+from nemotrt.trt.half_cast import CastReport, cast_to_half
+from nemotrt.trt.half_types import BFLOAT16, FLOAT16, infer_half_types, is_float_node
 
-HALF = ir.DataType.FLOAT16
 Arrays = dict[str, NDArray]
 
 
-def converted(graph: Path, spec: ComponentSpec) -> tuple[Path, ir.Model, Float16Report]:
+def converted(graph: Path, spec: ComponentSpec) -> tuple[Path, ir.Model, CastReport]:
     model = ir.load(graph)
-    report = cast_to_float16(model)
+    report = cast_to_half(model)
     folder = graph.parent / "float16"
     folder.mkdir()
     ir.save(model, folder / spec.graph, external_data=spec.data)
@@ -93,7 +92,7 @@ def test_a_typed_block_is_taken_by_tensorrt(tmp_path: Path) -> None:
 
 def test_products_are_float16_and_norms_softmax_and_masks_float32(tmp_path: Path) -> None:
     _, model, _ = converted(small_graphs.encoder(tmp_path), ENCODER)
-    assert type_of_result(model, "MatMul") == type_of_result(model, "Conv") == {HALF}
+    assert type_of_result(model, "MatMul") == type_of_result(model, "Conv") == {FLOAT16}
     assert type_of_result(model, "LayerNormalization") == type_of_result(model, "Softmax") == {ir.DataType.FLOAT}
     masking = next(node for node in model.graph if node.op_type == "Where" and node.inputs[2].name == "masked")
     assert masking.outputs[0].dtype == ir.DataType.FLOAT
@@ -171,7 +170,7 @@ def test_lengths_computed_in_float_are_exact_for_every_length_up_to_6000(tmp_pat
     feeds = {"length": EVERY_LENGTH, "x": np.ones((len(EVERY_LENGTH), 4), np.float32)}
     assert (run(half, feeds)[0] == ENCODED).all()
     assert (evaluate(half, feeds)[0] == ENCODED).all()
-    assert type_of_result(model, "MatMul") == {HALF}
+    assert type_of_result(model, "MatMul") == {FLOAT16}
 
 
 def test_lengths_in_a_conformer_block_are_exact_for_every_length_up_to_6000(tmp_path: Path) -> None:
@@ -246,6 +245,38 @@ def test_a_weight_beyond_half_precision_stays_float32_with_what_it_makes_and_is_
     np.testing.assert_allclose(evaluate(half, feeds)[0], run(graph, feeds)[0], atol=2e-3)
 
 
+def test_a_weight_beyond_float16_is_within_bfloat16(tmp_path: Path) -> None:
+    weights = {"huge": np.full((4, 4), 1e6, np.float32), "most": np.full((4, 4), np.finfo(np.float32).max, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "huge"], ["middle"], name="huge_product"),
+        helper.make_node("MatMul", ["middle", "most"], ["y"], name="largest_product"),
+    ]
+    model = ir.load(saved(tmp_path, ROW, nodes, weights))
+    assert cast_to_half(model, BFLOAT16).kept_float32 == ("most",)  # rounded to bfloat16 it would be infinite
+    assert type_of_result(model, "MatMul") == {BFLOAT16, ir.DataType.FLOAT}
+
+
+def test_bfloat16_graphs_are_of_an_opset_whose_convolutions_take_it(tmp_path: Path) -> None:
+    opsets = {}
+    for half in (FLOAT16, BFLOAT16):
+        model = ir.load(small_graphs.encoder(tmp_path))
+        cast_to_half(model, half)
+        opsets[half] = model.graph.opset_imports[""]
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert opsets == {FLOAT16: small_graphs.OPSET, BFLOAT16: 22}
+
+
+def test_what_is_named_stays_float32_and_the_casts_are_those_of_the_fewest(tmp_path: Path) -> None:
+    model = ir.load(small_graphs.encoder(tmp_path))
+    products = [node.name for node in model.graph if node.op_type in ("MatMul", "Conv") and node.name]
+    report = cast_to_half(model, keep=products[:1])
+    types = {node.name: node.outputs[0].dtype for node in model.graph}
+    assert [types[name] for name in products] == [ir.DataType.FLOAT, *[FLOAT16] * (len(products) - 1)]
+    assert sum(node.op_type == "Cast" and node.inputs[0].dtype != ir.DataType.BOOL for node in model.graph) == (
+        report.casts
+    )
+
+
 def test_a_scalar_that_half_precision_would_round_to_zero_stays_float32(tmp_path: Path) -> None:
     g = Nodes()
     zero = g.add("MatMul", "x", "nothing")
@@ -301,7 +332,7 @@ def test_a_graph_without_products_is_left_alone(tmp_path: Path) -> None:
 def test_a_graph_in_half_precision_already_is_refused(tmp_path: Path) -> None:
     _, model, _ = converted(small_graphs.encoder(tmp_path), ENCODER)
     with pytest.raises(GraphError, match="FLOAT16 already"):
-        cast_to_float16(model)
+        cast_to_half(model)
 
 
 def test_a_graph_with_a_branch_is_refused(tmp_path: Path) -> None:
@@ -310,7 +341,7 @@ def test_a_graph_with_a_branch_is_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("If", ["yes"], ["y"], name="either", then_branch=branch, else_branch=branch)]
     graph = saved(tmp_path, ROW, nodes, {"yes": np.array(True)})
     with pytest.raises(GraphError, match=r"either \(If\)"):
-        cast_to_float16(ir.load(graph))
+        cast_to_half(ir.load(graph))
 
 
 # Random graphs: is the number of Casts really the smallest?
@@ -355,7 +386,7 @@ def test_no_assignment_of_types_needs_fewer_casts(program: list[tuple[str, int, 
     nodes = list(model.graph)
     choices = [[PINNED[n.op_type]] if n.op_type in PINNED else [False, True] for n in nodes]
     fewest = min(casts_of(model.graph, dict(zip(nodes, half, strict=True))) for half in product(*choices))
-    types = infer_float16_types(model.graph)
+    types = infer_half_types(model.graph, FLOAT16)
     assert types.casts == fewest
     assert casts_of(model.graph, {node: node in types.half for node in nodes}) == fewest
 
@@ -364,10 +395,10 @@ def test_no_assignment_of_types_needs_fewer_casts(program: list[tuple[str, int, 
 @given(program=steps)
 def test_a_rewritten_graph_has_the_casts_it_reports_and_consistent_types(program: list[tuple[str, int, int]]) -> None:
     model = random_model(program)
-    report = cast_to_float16(model)
+    report = cast_to_half(model)
     assert sum(node.op_type == "Cast" for node in model.graph) == report.casts
     for node in model.graph:
-        assert is_float_node(node) or {v.dtype for v in (*node.inputs, *node.outputs)} <= {HALF, ir.DataType.FLOAT}
+        assert is_float_node(node) or {v.dtype for v in (*node.inputs, *node.outputs)} <= {FLOAT16, ir.DataType.FLOAT}
         if node.op_type != "Cast":
             assert len({value.dtype for value in (*node.inputs, *node.outputs)}) == 1
     assert {value.dtype for value in (*model.graph.inputs, *model.graph.outputs)} == {ir.DataType.FLOAT}

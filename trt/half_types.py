@@ -1,18 +1,21 @@
 """Which nodes of a graph compute in half precision: a type inference that needs the fewest Casts.
 
-    float16    products of matrices and convolutions: there the time goes
+    half       products of matrices and convolutions: there the time goes
     float32    norms, softmax, reductions, all that is not known to be harmless; sums and selections of masks;
-               what an integer or a boolean is computed from; weights beyond the range of half precision
-    either     element-wise and data-moving operators: whatever gives the fewest Casts, float16 on a tie
+               what an integer or a boolean is computed from; weights beyond the range of the half type;
+               what the caller says
+    either     element-wise and data-moving operators: whatever gives the fewest Casts, half on a tie
+
+The half type is float16, or bfloat16, which has the range of float32 and 8 bits instead of 11.
 
 Integers and booleans are not looked at, so lengths and masks stay what they are. A Cast is needed where a
 value is made in one type and read in the other, one for all such readers: choosing the types is a minimum cut
-between the nodes that must be float16 and those that must be float32.
+between the nodes that must be half and those that must be float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from nemotrt.errors import GraphError
 from nemotrt.trt.minimum_cut import UNBOUNDED, CutGraph
 
-HALF_MAX = float(np.finfo(np.float16).max)
+FLOAT16, BFLOAT16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 MASK_MAGNITUDE = 1e3
 """From here on a constant is a mask, not a factor: sums with it stay in float32."""
 
@@ -52,8 +55,8 @@ _SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True)
-class Float16Types:
-    """The nodes to run in float16, how many Casts that takes, and the weights that float16 cannot hold."""
+class HalfTypes:
+    """The nodes to run in the half type, how many Casts that takes, and the weights that it cannot hold."""
 
     half: frozenset[ir.Node]
     casts: int
@@ -67,18 +70,18 @@ class _Constant:
     fits_half: bool
 
 
-def infer_float16_types(graph: ir.Graph) -> Float16Types:
-    """Choose the type of every node of a float32 graph. Reads one weight at a time.
+def infer_half_types(graph: ir.Graph, half: ir.DataType, *, keep: Set[ir.Node] = frozenset()) -> HalfTypes:
+    """Choose the type of every node of a float32 graph; those of ``keep`` stay float32. Reads one weight at a time.
 
     Raises:
         GraphError: values of unknown type or of half precision already, or nested graphs.
     """
     _refuse_unsupported(graph)
-    constants = {value: _constant(value) for value in graph.initializers.values() if is_float32(value)}
-    casts, float32 = _fewest_casts(graph, _pinned_to_float32(graph, constants))
-    half = frozenset(node for node in graph if is_float_node(node) and node not in float32)
+    constants = {value: _constant(value, half) for value in graph.initializers.values() if is_float32(value)}
+    casts, float32 = _fewest_casts(graph, _pinned_to_float32(graph, constants) | keep)
+    nodes = frozenset(node for node in graph if is_float_node(node) and node not in float32)
     beyond = (value for value, c in constants.items() if not c.fits_half and c.elements > 1)
-    return Float16Types(half, casts, tuple(sorted(str(value.name) for value in beyond)))
+    return HalfTypes(nodes, casts, tuple(sorted(str(value.name) for value in beyond)))
 
 
 def is_float32(value: ir.Value | None) -> bool:
@@ -90,6 +93,11 @@ def is_float_node(node: ir.Node) -> bool:
     """Whether the node computes with float32 values, and not only with the shape of some."""
     reads = node.op_type not in _SHAPE_ONLY and any(map(is_float32, node.inputs))
     return reads or any(map(is_float32, node.outputs))
+
+
+def computes_in_half(node: ir.Node) -> bool:
+    """Whether a node of a typed graph makes half values, and not only by conversion."""
+    return node.op_type != "Cast" and any(value.dtype in (FLOAT16, BFLOAT16) for value in node.outputs)
 
 
 def _pinned_to_float32(graph: ir.Graph, constants: Mapping[ir.Value, _Constant]) -> set[ir.Node]:
@@ -132,7 +140,7 @@ def _counted_from(graph: ir.Graph) -> set[ir.Node]:
 def _fewest_casts(graph: ir.Graph, pinned: set[ir.Node]) -> tuple[int, frozenset[ir.Node]]:
     """The number of Casts, and the nodes in float32: the sink side of a minimum cut.
 
-    For a value made by p and read by r1, r2, ...: two edges of capacity 1, cut when p is float16 and a
+    For a value made by p and read by r1, r2, ...: two edges of capacity 1, cut when p is half and a
     reader is not, or the reverse. Graph inputs and outputs are float32. Weights are stored as they are read.
     """
     cut = CutGraph()
@@ -150,12 +158,12 @@ def _fewest_casts(graph: ir.Graph, pinned: set[ir.Node]) -> tuple[int, frozenset
             readers.add(cut.sink)
         producer = value.producer()
         maker = cut.sink if producer is None else number[producer]
-        to_float32, to_float16 = cut.add_node(), cut.add_node()
+        to_float32, to_half = cut.add_node(), cut.add_node()
         cut.add_edge(maker, to_float32, 1)
-        cut.add_edge(to_float16, maker, 1)
+        cut.add_edge(to_half, maker, 1)
         for reader in readers:
             cut.add_edge(to_float32, reader, UNBOUNDED)
-            cut.add_edge(reader, to_float16, UNBOUNDED)
+            cut.add_edge(reader, to_half, UNBOUNDED)
     casts, float32 = cut.cut()
     return casts, frozenset(node for node in number if number[node] in float32)
 
@@ -174,15 +182,15 @@ def _weights_fit_half(node: ir.Node, constants: Mapping[ir.Value, _Constant]) ->
     return all(constants[v].fits_half for v in node.inputs if v is not None and v in constants)
 
 
-def _constant(value: ir.Value) -> _Constant:
+def _constant(value: ir.Value, half: ir.DataType) -> _Constant:
     if value.const_value is None:
         return _Constant(0.0, 0, True)
     magnitude, elements = _largest(value.const_value.numpy()), value.const_value.size
     release(value.const_value)
-    fits = magnitude <= HALF_MAX  # false for NaN
+    fits = magnitude <= float(half.max)  # false for NaN
     if elements == 1:
         # A scalar, such as an epsilon, must survive: an element of a matrix may round to zero.
-        fits = fits and (magnitude == 0.0 or float(np.float16(magnitude)) > 0.0)
+        fits = fits and (magnitude == 0.0 or float(half.numpy().type(magnitude)) > 0.0)
     return _Constant(magnitude, elements, fits)
 
 
@@ -203,7 +211,7 @@ def _refuse_unsupported(graph: ir.Graph) -> None:
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.name and value.dtype is None:
                 raise _unsupported(f"value {value.name} of node {node.name} ({node.op_type}) has no known type")
-            if value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            if value is not None and value.dtype in (FLOAT16, BFLOAT16):
                 raise _unsupported(f"value {value.name} is {value.dtype} already")
 
 
