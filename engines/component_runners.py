@@ -73,7 +73,8 @@ def _opened(bundle: Bundle, name: ComponentName, *, threads: int | None) -> Runn
         )
     spec, variant = bundle.component(name), f"{name}{VARIANT_SUFFIX}"
     if variant not in bundle.meta.components:
-        return OnnxRuntimeRunner(bundle.graph_path(name), spec=spec, threads=threads)
+        optimize = bundle.meta.precision != "fp8"
+        return OnnxRuntimeRunner(bundle.graph_path(name), spec=spec, threads=threads, optimize=optimize)
     return PaddingAwareRunner(
         OnnxRuntimeRunner(bundle.graph_path(variant), spec=bundle.component(variant), threads=threads),
         lambda: OnnxRuntimeRunner(bundle.graph_path(name), spec=spec, threads=threads),

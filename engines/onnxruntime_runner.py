@@ -34,6 +34,8 @@ class OnnxRuntimeRunner:
             shapes are checked against it; without it the graph speaks for itself.
         threads: threads within one operator; ``None`` leaves it to ONNX Runtime (one a core).
         providers: ONNX Runtime execution providers, the first one decides the label; CPU if ``None``.
+        optimize: let ONNX Runtime rewrite the graph. It takes float8 for integers there: it refuses such a graph, or
+            drops a ReLU in front of QuantizeLinear and says nothing.
 
     Raises:
         MachineError: a provider is not in this ONNX Runtime, or does not start on this machine.
@@ -48,10 +50,11 @@ class OnnxRuntimeRunner:
         spec: ComponentSpec | None = None,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        optimize: bool = True,
     ) -> None:
         wanted = tuple(providers or (_CPU,))
         self._graph = graph
-        self._session: Any = _open_session(graph, threads=threads, providers=wanted)
+        self._session: Any = _open_session(graph, _options(threads, optimize=optimize), providers=wanted)
         own_inputs = tuple(_tensor_spec(node, graph) for node in self._session.get_inputs())
         own_outputs = tuple(_tensor_spec(node, graph) for node in self._session.get_outputs())
         if spec is not None:
@@ -106,12 +109,12 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _open_session(graph: Path, *, threads: int | None, providers: Sequence[str]) -> Any:
+def _open_session(graph: Path, options: onnxruntime.SessionOptions, *, providers: Sequence[str]) -> Any:
     if not graph.is_file():
         raise GraphError("the graph is not there", where=graph, fix="check the path, or export again")
     _check_providers(providers, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(graph, sess_options=_options(threads), providers=list(providers))
+        session = onnxruntime.InferenceSession(graph, sess_options=options, providers=list(providers))
     except Exception as exc:  # the classes of ONNX Runtime's failures share no other base
         raise GraphError(
             "ONNX Runtime cannot load the graph",
@@ -128,9 +131,11 @@ def _open_session(graph: Path, *, threads: int | None, providers: Sequence[str])
     return session
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, *, optimize: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         if threads < 1:
             raise InputError("a session needs at least one thread", found=threads, fix="ask for 1 or more")

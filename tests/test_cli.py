@@ -190,6 +190,23 @@ def test_cast_to_bfloat16_says_where_it_runs(nemotrt: Nemotrt, folder: Path, cli
     assert "bfloat16 on a CPU" in refused.err
 
 
+def test_quantize_stores_eight_bits_and_compare_says_where_errors_are(
+    nemotrt: Nemotrt, folder: Path, clips: Path, tmp_path: Path
+) -> None:
+    order = ("quantize", folder / "bundle", "-o", tmp_path / "int8", "--audio", clips, "--keep", "joint")
+    made = nemotrt(*order, "--json")
+    assert made.code == 0, made
+    assert made.document["audit"]["products"] == {"float32": 4, "int8": 33}
+    assert made.document["quantized"]["clips"] == CLIPS
+    shown = nemotrt(*order, "--overwrite")
+    assert re.search(r"^int8 +1\.57 MB +\S+ %  33 products$", shown.out, re.MULTILINE)
+    assert nemotrt("check", tmp_path / "int8").code == 0
+    answer = nemotrt("compare", folder / "bundle", tmp_path / "int8", "--audio", clips, "--json")
+    assert answer.document["verdict"] == "pass"
+    assert sum(count["length"] for count in answer.document["words_by_place"].values()) > CLIPS
+    assert set(answer.document["tokens_by_clip_length"]) == {"2 to 3 s", "3 to 5 s"}
+
+
 def test_build_stores_an_engine_once(nemotrt: Nemotrt, folder: Path, tmp_path: Path) -> None:
     order = ("build", folder / "bundle-fp16", "--engines", tmp_path / "store", "--profile", "demo")
     first = nemotrt(*order, "--component", "joint", "--compute-capability", "8.9", "--json")
@@ -448,6 +465,21 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "precision-search: checkpoint": ("precision-search {nemo} --audio {clips} -o {out}", 2, ("not a bundle",)),
     "cast: altered bundle": ("cast {altered} -o {out}", 2, ("encoder.onnx.data",)),
     "cast: output exists": ("cast {bundle} -o {fp16}", 2, ("already there", "--overwrite")),
+    "quantize: no audio": ("quantize {bundle} -o {out}", 2, ("real audio", "--audio", "--weight-only")),
+    "quantize: weights and audio": (
+        "quantize {bundle} -o {out} --weight-only --audio {clips}",
+        2,
+        ("audio, and weights only",),
+    ),
+    "quantize: no such audio": ("quantize {bundle} -o {out} --audio {gone}", 2, ("not there", "{gone}")),
+    "quantize: FP16": ("quantize {fp16} -o {out} --audio {clips}", 2, ("only a float32 bundle", "precision fp16")),
+    "quantize: unknown scope": (
+        "quantize {bundle} -o {out} --audio {clips} --keep layers.99",
+        2,
+        ("lies in this scope", "layers.99", "encoder:layers.0"),
+    ),
+    "quantize: unknown format": ("quantize {bundle} -o {out} --to int4", 2, ("'int4' is not one of",)),
+    "quantize: output exists": ("quantize {bundle} -o {fp16} --weight-only", 2, ("already there", "--overwrite")),
     "build: unknown component": ("build {fp16} --engines {out} --component decoder", 2, ("'decoder'", "predictor")),
     "build: preprocessor": ("build {fp16} --engines {out} --component preprocessor", 2, ("runs on ONNX Runtime",)),
     "build: profile beyond the model": ("build {fp16} --engines {out} --profile {long_yaml}", 2, ("at most 400",)),

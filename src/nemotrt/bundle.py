@@ -33,7 +33,7 @@ TOKENS_NAME = "tokens.txt"
 TOKENIZER_NAME = "tokenizer.model"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Family = Literal[
     "fastconformer-ctc",
     "fastconformer-rnnt",
@@ -200,11 +200,25 @@ class ExportRecord(_Record):
     frontend: Frontend = "native"
 
 
+class QuantizationRecord(_Record):
+    """How the products of a bundle in int8 or fp8 were quantized.
+
+    ``calibration``, ``clips`` and ``audio_sha256`` (of the clips' digests, in order) say what the scales of activations
+    were taken from; a bundle whose weights alone are quantized has none. ``kept_float`` are scopes left in float32.
+    """
+
+    weight_only: bool
+    calibration: Literal["max", "percentile"] | None
+    clips: int
+    audio_sha256: Sha256 | None
+    kept_float: tuple[str, ...] = ()
+
+
 class BundleMeta(_Record):
     """The whole of ``model_meta.json``.
 
     ``mel`` is ``None`` for a model that takes its own features; ``notes`` are for the person who uses it;
-    ``cast_from`` is the fingerprint of the bundle this one was cast from.
+    ``cast_from`` is the fingerprint of the bundle this one was cast from, ``quantized`` how one in eight bits was made.
     """
 
     schema_version: Literal[1]
@@ -223,6 +237,7 @@ class BundleMeta(_Record):
     checkpoint_sha256: Sha256
     exported: ExportRecord = ExportRecord()
     cast_from: Sha256 | None = None
+    quantized: QuantizationRecord | None = None
     tools: dict[str, str]
     files: dict[str, FileRecord]
 

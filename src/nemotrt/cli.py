@@ -198,6 +198,7 @@ def check(bundle: options.BundleFolder, as_json: options.Json = False) -> None:
     from nemotrt import console
     from nemotrt.graph_contract import check_graph
     from nemotrt.stages import proven_bundle
+    from nemotrt.trt.quantization.audit import check_quantized
 
     with console.progress("check") as progress:
         progress("digests", 0.0)
@@ -205,6 +206,7 @@ def check(bundle: options.BundleFolder, as_json: options.Json = False) -> None:
         for name, spec in loaded.meta.components.items():
             progress(name, 0.5)
             check_graph(loaded.graph_path(name), spec)
+        check_quantized(loaded)
     _print_bundle(loaded, as_json)
 
 
@@ -267,6 +269,48 @@ def precision_search(
             typer.echo(name)
         kept = f"{len(found.keep)} of {found.half_nodes} half precision nodes stay float32"
         typer.echo(f"{output}: {kept}; {found.comparisons} comparisons, {found.recalled} known before")
+
+
+@app.command()
+def quantize(
+    bundle: options.BundleFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the quantized bundle.")],
+    to: Annotated[Literal["int8", "fp8"], typer.Option("--to", help="Eight-bit numbers to store.")] = "int8",
+    audio: options.CalibrationAudio = None,
+    calibration: options.Calibration = "percentile",
+    weight_only: options.WeightOnly = False,
+    keep: options.KeepScopes = None,
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write eight-bit weights and activations into the large matrix products, calibrated on real speech.
+
+    Everything else stays in float32. What it costs in words: nemotrt compare BUNDLE QUANTIZED --audio CLIPS
+    """
+    from nemotrt import console
+    from nemotrt.quantize import quantize as quantize_on_audio
+    from nemotrt.stages import proven_bundle
+    from nemotrt.trt.quantization.audit import check_quantized
+    from nemotrt.trt.quantization.quantized_bundle import QuantizationOrder
+
+    order = QuantizationOrder(to=to, calibration=calibration, weight_only=weight_only, keep=tuple(keep or ()))
+    with console.progress(f"quantize to {to}") as progress:
+        made = quantize_on_audio(
+            proven_bundle(bundle),
+            output,
+            order,
+            audio=audio,
+            threads=threads,
+            overwrite=overwrite,
+            on_progress=progress,
+        )
+    audit = check_quantized(made)
+    if as_json:
+        _print_json({"path": str(made.path), "audit": asdict(audit), **made.meta.model_dump(mode="json")})
+    else:
+        console.print_bundle(made)
+        console.print_audit(audit)
 
 
 @app.command()
@@ -366,6 +410,7 @@ def compare(
 ) -> None:
     """Run the same audio through two bundles: lengths, frames, rows, tokens, words. Exit code 1 if different."""
     from nemotrt import console
+    from nemotrt.bench.error_places import error_places
     from nemotrt.verbs import compare_models
 
     with console.progress("compare") as progress:
@@ -378,7 +423,11 @@ def compare(
             on_progress=progress,
         )
     if as_json:
-        _print_json(comparison.model_dump(mode="json"))
+        places = {
+            title: {at: count.model_dump() for at, count in counts.items()}
+            for title, counts in error_places(comparison).items()
+        }
+        _print_json({**comparison.model_dump(mode="json"), **places})
     else:
         console.print_comparison(comparison)
     if comparison.verdict == "fail":

@@ -150,3 +150,26 @@ MaxMemory = Annotated[
 SmokeTest = Annotated[
     bool, typer.Option("--smoke-test-ort", help="Also run every component in ONNX Runtime before it is published.")
 ]
+
+# What a quantization may be asked for.
+
+CalibrationAudio = Annotated[
+    Path | None,
+    typer.Option("--audio", metavar="CLIPS", help="Speech to calibrate on: manifest, folder or file."),
+]
+Calibration = Annotated[
+    Literal["max", "percentile"],
+    typer.Option("--calibration", help="Range of an activation: all of it, or 99.99 % of its values."),
+]
+WeightOnly = Annotated[
+    bool, typer.Option("--weight-only", help="Leave activations in float32: no audio, no int8 arithmetic.")
+]
+KeepScopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="[COMPONENT:]SCOPE",
+        help="What stays in float32, repeatable: joint, layers.0, encoder:feed_forward1.",
+        show_default="subsampling",
+    ),
+]

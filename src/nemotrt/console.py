@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nemotrt.bench import quantities
+from nemotrt.bench.error_places import error_places
 from nemotrt.bench.nemo_export_page import figure_rows, latency_rows, summary_sentence
 from nemotrt.bench.nemo_export_results import NemoExportResults
 from nemotrt.bench.results import Comparison, EngineBuild, Latency, Results
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded: an export starts as 
     from nemotrt.engines.transcriber import Transcriber
     from nemotrt.pipeline import RunSummary
     from nemotrt.stages import MadeEngine
+    from nemotrt.trt.quantization.audit import DtypeAudit
     from nemotrt.verbs import ClipText, PartialText
 
 _PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cut there
@@ -144,9 +146,24 @@ def print_transcripts(transcriber: Transcriber | StreamingTranscriber, spoken: I
         _out.file.write(f"{one.clip.path}\t{one.text}\n")  # the console would make blanks of the tab
 
 
+def print_audit(audit: DtypeAudit) -> None:
+    """What the weights of a quantized bundle are stored as."""
+    total = sum(audit.weight_bytes.values())
+    for dtype, stored in sorted(audit.weight_bytes.items(), key=lambda item: -item[1]):
+        products = quantities.counted(audit.products.get(dtype, 0), "product")
+        _line(f"{dtype:<14} {quantities.size(stored):>8}  {quantities.percent(stored / total):>8}  {products}")
+    _line(f"products with quantized activations: {audit.quantized_activations}")
+
+
 def print_comparison(comparison: Comparison) -> None:
-    """The verdict with its checks, then the clips that differ."""
+    """The verdict with its checks, where errors are, then the clips that differ."""
     _print_verdict(comparison)
+    if comparison.differing:
+        for title, counts in error_places(comparison).items():
+            _line(
+                f"  {title.replace('_', ' ')}: "
+                + ", ".join(f"{at} {quantities.error_rate(count)}" for at, count in counts.items())
+            )
     for row in comparison.differing:
         changes = "; ".join(f"{c.kind} {c.reference!r} -> {c.candidate!r}" for c in row.changes) or "same words"
         _line(f"  {row.clip}: {row.tokens.errors} of {row.tokens.length} tokens differ; {changes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from small_models import VOCABULARY, SmallModel, small_ctc, small_transducer
 
 from nemotrt.bench.latency import LatencyPlan
 from nemotrt.bundle import Bundle
-from nemotrt.engines.audio import Clip
+from nemotrt.engines.audio import Clip, read_clips
 from nemotrt.engines.store import EngineStore
 from nemotrt.engines.transcriber import Transcriber
 from nemotrt.errors import AudioError, BundleError, UsageError
 from nemotrt.export import export_checkpoint
 from nemotrt.profiles import SecondsRange, load_profile
+from nemotrt.quantize import calibrate, quantize
 from nemotrt.stages import EngineOrder, ensure_engines
+from nemotrt.trt.quantization.quantized_bundle import QuantizationOrder
 from nemotrt.verbs import bench_models, open_transcriber, transcribe_clips
 
 FEATURES = 7
@@ -98,6 +101,30 @@ def test_a_file_that_holds_no_features_is_refused(bundle: Bundle, tmp_path: Path
     ):
         list(transcribe_clips(transcriber, [Clip("a", path)]))
     assert refusal.value.where == str(path)
+
+
+def test_int8_is_calibrated_on_files_of_features(tmp_path: Path) -> None:
+    wide = small_transducer(tmp_path / "wide.nemo", encoder=ENCODER | {"d_model": 64}, seed=3)
+    source = export_checkpoint(wide.checkpoint, tmp_path / "wide")
+    lines = []
+    for frames in (60, 41):
+        np.save(tmp_path / f"{frames}.npy", strokes(frames))
+        lines.append(json.dumps({"audio_filepath": f"{frames}.npy"}))
+    manifest = tmp_path / "strokes.json"
+    manifest.write_text("\n".join(lines), encoding="utf-8")
+    made = quantize(source, tmp_path / "int8", QuantizationOrder(), audio=manifest, on_progress=lambda *_: None)
+    assert made.meta.quantized is not None
+    assert made.meta.quantized.clips == 2
+    encoded = []
+    for one in (source, made):
+        with Transcriber(one, threads=1) as transcriber:
+            encoded.append(transcriber.transcribe_features([strokes(50)])[0].encoder_output)
+    assert 0 < np.linalg.norm(encoded[1] - encoded[0]) / np.linalg.norm(encoded[0]) < 0.1
+
+
+def test_int8_of_own_features_is_not_calibrated_on_audio(bundle: Bundle, demo_manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="not a file of features"):
+        calibrate(bundle, {"encoder": ()}, read_clips(demo_manifest), on_progress=lambda *_: None)
 
 
 def test_audio_is_refused_with_what_the_model_takes(bundle: Bundle, demo_manifest: Path) -> None:

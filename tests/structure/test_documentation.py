@@ -31,6 +31,7 @@ def test_there_is_a_command_for_every_stage() -> None:
         "check",
         "cast",
         "precision-search",
+        "quantize",
         "build",
         "transcribe",
         "compare",

@@ -1,0 +1,1 @@
+"""Products of matrices in eight bits: QuantizeLinear and DequantizeLinear written into the graphs of a bundle."""
