@@ -9,6 +9,7 @@ miscompile of such an encoder sits at cosine 0.35.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -201,3 +202,49 @@ def tolerance_for(family: str, precision: str, *, decoder: str) -> Tolerance:
         found=f"family {family}, precision {precision}, decoder {decoder}",
         fix=f"families with tolerances: {', '.join(get_args(Family))}; add a row with its reason for another",
     )
+
+
+@dataclass(frozen=True)
+class TensorTolerance:
+    """For a tensor inside of a graph: the largest difference over the largest element.
+
+    Roundings add up like steps of a random walk, so the limit grows with the root of the number of operators before it.
+    """
+
+    unit: float
+    reason: str
+
+    def at(self, depth: int) -> float:
+        """The limit behind ``depth`` operators."""
+        return self.unit * math.sqrt(depth)
+
+
+_TENSORS: dict[Precision, TensorTolerance] = {
+    "fp32": TensorTolerance(
+        64 * 2.0**-24,
+        "FP32 keeps 24 bits; a product of 1000 elements in another order is off by some ten units of the last.",
+    ),
+    "fp16": TensorTolerance(
+        6 * 2.0**-11,
+        "FP16 keeps 11 bits. Measured on the demo TDT encoder in ONNX Runtime: at most 1.6 units and the root of the "
+        "depth, behind a softmax; kernels that round every sum get room for four times that.",
+    ),
+}
+
+
+def tensor_tolerance_for(reference: str, candidate: str) -> TensorTolerance:
+    """The limit between graphs of two precisions: that of the coarser one.
+
+    Raises:
+        UsageError: the table has no row for one of them.
+    """
+    known = {str(name): tolerance for name, tolerance in _TENSORS.items()}
+    missing = [precision for precision in (reference, candidate) if precision not in known]
+    if missing:
+        raise UsageError(
+            "there is no tolerance for tensors of this precision",
+            where="bench/tolerances.py",
+            found=missing[0],
+            fix=f"precisions with tolerances: {', '.join(known)}; add a row with its reason for another",
+        )
+    return max(known[reference], known[candidate], key=lambda tolerance: tolerance.unit)

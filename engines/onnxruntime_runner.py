@@ -14,6 +14,7 @@ from nemotrt.engines.runner import Array, Arrays
 from nemotrt.errors import GraphError, InputError, MachineError
 
 _CPU = "CPUExecutionProvider"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _QUIET = 3  # ONNX Runtime severity: errors only; what matters is raised
 _DTYPES: dict[str, DType] = {
     "tensor(float)": "float32",
@@ -36,6 +37,7 @@ class OnnxRuntimeRunner:
         providers: ONNX Runtime execution providers, the first one decides the label; CPU if ``None``.
         optimize: let ONNX Runtime rewrite the graph. It takes float8 for integers there: it refuses such a graph, or
             drops a ReLU in front of QuantizeLinear and says nothing.
+        data_folder: where the external data lies, if not beside the graph.
 
     Raises:
         MachineError: a provider is not in this ONNX Runtime, or does not start on this machine.
@@ -51,10 +53,16 @@ class OnnxRuntimeRunner:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         optimize: bool = True,
+        data_folder: Path | None = None,
     ) -> None:
         wanted = tuple(providers or (_CPU,))
         self._graph = graph
-        self._session: Any = _open_session(graph, _options(threads, optimize=optimize), providers=wanted)
+        options = _options(threads, optimize=optimize)
+        if data_folder is not None:
+            options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+        # ONNX Runtime takes data from another folder only for a graph that is in memory.
+        source = graph if data_folder is None else _bytes_of(graph)
+        self._session: Any = _open_session(graph, source, options=options, providers=wanted)
         own_inputs = tuple(_tensor_spec(node, graph) for node in self._session.get_inputs())
         own_outputs = tuple(_tensor_spec(node, graph) for node in self._session.get_outputs())
         if spec is not None:
@@ -109,12 +117,18 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _open_session(graph: Path, options: onnxruntime.SessionOptions, *, providers: Sequence[str]) -> Any:
+def _bytes_of(graph: Path) -> bytes:
+    return graph.read_bytes() if graph.is_file() else b""
+
+
+def _open_session(
+    graph: Path, source: Path | bytes, *, options: onnxruntime.SessionOptions, providers: Sequence[str]
+) -> Any:
     if not graph.is_file():
         raise GraphError("the graph is not there", where=graph, fix="check the path, or export again")
     _check_providers(providers, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(graph, sess_options=options, providers=list(providers))
+        session = onnxruntime.InferenceSession(source, sess_options=options, providers=list(providers))
     except Exception as exc:  # the classes of ONNX Runtime's failures share no other base
         raise GraphError(
             "ONNX Runtime cannot load the graph",

@@ -435,6 +435,74 @@ def compare(
 
 
 @app.command()
+def debug(
+    reference: Annotated[Path, typer.Argument(metavar="A", help="The bundle that is right.", show_default=False)],
+    candidate: Annotated[Path, typer.Argument(metavar="B", help="The bundle that is wrong.", show_default=False)],
+    audio: options.Audio,
+    component: Annotated[
+        str | None,
+        typer.Option(
+            "--component", metavar="NAME", help="Try this one only.", show_default="all that the decoder runs"
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the report and the inputs.")
+    ] = Path("nemotrt-debug"),
+    decoder: options.Decoder = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Find what makes two bundles of one checkpoint differ: the component, then the node. Exit code 1 if they do.
+
+    Each component of B runs alone in the pipeline of A.
+    Within one that differs the first wrong tensor is looked for.
+    """
+    from nemotrt import console
+    from nemotrt.bench.debug_report import report_lines
+    from nemotrt.debugging import debug_bundles
+
+    with console.progress("debug") as progress:
+        found = debug_bundles(
+            reference,
+            candidate,
+            audio,
+            output=output,
+            component=component,
+            decoder=decoder,
+            threads=threads,
+            on_progress=progress,
+        )
+    if as_json:
+        _print_json(found.document())
+    else:
+        typer.echo("\n".join(report_lines(found)))
+    if not found.agrees:
+        raise typer.Exit(ComparisonFailed.exit_code)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX|PLAN", help="What to look into.", show_default=False)],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with every graph by block.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say what is in a bundle, an ONNX file or an engine: interface, operators, weights by type, limits."""
+    from nemotrt.bench.inspection import inspect_path
+    from nemotrt.bench.inspection_page import write_inspection_page
+    from nemotrt.bench.inspection_text import inspection_lines
+
+    inspection = inspect_path(path)
+    if html is not None:
+        write_inspection_page(inspection, html)
+    if as_json:
+        _print_json(inspection.document())
+    else:
+        typer.echo("\n".join(inspection_lines(inspection)))
+
+
+@app.command()
 def bench(
     models: Annotated[
         list[Path],

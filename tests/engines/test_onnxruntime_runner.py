@@ -49,6 +49,24 @@ def save_graph(path: Path, *nodes: onnx.NodeProto, axes: tuple[object, ...] = ("
     return path
 
 
+def test_data_of_a_graph_is_found_in_another_folder_only_if_that_is_named(tmp_path: Path) -> None:
+    weights, marked = tmp_path / "bundle", tmp_path / "marked" / "scale.onnx"
+    weights.mkdir()
+    marked.parent.mkdir()
+    graph = save_graph(weights / "scale.onnx", helper.make_node("Mul", ["x", "three"], ["y"]))
+    model = onnx.load(graph)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(4, 3, np.float32), "three"))
+    onnx.save(model, graph, save_as_external_data=True, location="scale.data", size_threshold=0)
+    graph.rename(marked)
+    feeds = {"x": np.ones((1, 3, 4), np.float32), "length": np.array([4])}
+    outputs = OnnxRuntimeRunner(marked, threads=1, data_folder=weights).run(feeds)
+    assert (outputs["y"] == 3).all()
+    with pytest.raises(GraphError, match="cannot load"):
+        OnnxRuntimeRunner(marked, threads=1)
+    with pytest.raises(GraphError, match="not there"):
+        OnnxRuntimeRunner(tmp_path / "gone.onnx", threads=1, data_folder=weights)
+
+
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
     return save_graph(tmp_path / "scale.onnx")

@@ -43,6 +43,8 @@ SIZES = {
     "fastconformer-large": Size(17, 512, 80, True, True, 1024, 1, ()),
     # Neither large nor fast to be right: for trying out what uses the sizes above.
     "small": Size(2, 64, 80, False, False, 32, 1, (0, 1, 2)),
+    # As many nodes as the large one has, in a second.
+    "deep": Size(17, 64, 80, True, True, 32, 1, ()),
 }
 
 

@@ -35,6 +35,8 @@ def test_there_is_a_command_for_every_stage() -> None:
         "build",
         "transcribe",
         "compare",
+        "debug",
+        "inspect",
         "bench",
         "bench-export",
         "report",

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from nemotrt.trt.float16_types import release
 from numpy.typing import NDArray
 
 from nemotrt.errors import GraphError
+from nemotrt.trt.half_types import release
 from nemotrt.trt.quantization.number_formats import NumberFormat
 
 
