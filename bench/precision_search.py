@@ -107,12 +107,12 @@ def search_precision(
     refuse_half_precision(bundle)
     with Transcriber(bundle, decoder=plan.decoder) as reference:
         gate = _Gate(System("float32", reference), utterances, plan, folder=output.absolute().parent)
-        verdicts = _Verdicts(gate, output.with_name(output.name + CACHE_SUFFIX), on_progress)
         nodes = gate.half_nodes()
         blocks: dict[str, list[str]] = {}
         for name in nodes:
             blocks.setdefault(block_of(name), []).append(name)
-        verdicts.expect(2 + log2(max(1, len(blocks))) + log2(max(map(len, blocks.values()), default=1)))
+        expected = 2 + log2(max(1, len(blocks))) + log2(max(map(len, blocks.values()), default=1))
+        verdicts = _Verdicts(gate, output.with_name(output.name + CACHE_SUFFIX), on_progress, expected=expected)
         found = _culprits(blocks, verdicts)
         inside = [name for block in found for name in blocks[block]]
         keep = irreducible_part(inside, verdicts.passes)
@@ -195,19 +195,14 @@ class _Known(Record):
 
 
 class _Verdicts:
-    """Asks the gate once for each set of nodes, and notes every answer in a file."""
+    """Asks the gate once for each set of nodes, and notes every answer in a file. ``expected`` is about how often."""
 
-    def __init__(self, gate: _Gate, path: Path, on_progress: Progress) -> None:
-        self._gate, self._path, self._on_progress = gate, path, on_progress
+    def __init__(self, gate: _Gate, path: Path, on_progress: Progress, *, expected: float) -> None:
+        self._gate, self._path, self._on_progress, self._expected = gate, path, on_progress, expected
         self._known = _read(path, gate.subject())
         self._asked: set[str] = set()
-        self._expected = 1.0
         self.comparisons = self.recalled = 0
         self.last_reason = ""
-
-    def expect(self, comparisons: float) -> None:
-        """About how many comparisons there will be, for the progress."""
-        self._expected = comparisons
 
     def passes(self, kept: frozenset[str]) -> bool:
         """Whether the model passes with ``kept`` in float32."""

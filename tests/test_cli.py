@@ -460,6 +460,11 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
         3,
         ("{gone}", "pip install"),
     ),
+    "cast: Model Optimizer for nothing": (
+        "cast {bundle} -o {out} --modelopt-python {gone}",
+        2,
+        ("only for --engine modelopt",),
+    ),
     "precision-search: half already": ("precision-search {fp16} --audio {clips} -o {out}", 2, ("precision fp16",)),
     "precision-search: no clips": ("precision-search {bundle} --audio {gone} -o {out}", 2, ("{gone}",)),
     "precision-search: checkpoint": ("precision-search {nemo} --audio {clips} -o {out}", 2, ("not a bundle",)),

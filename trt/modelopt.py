@@ -34,7 +34,7 @@ def refuse_missing_modelopt(python: Path) -> None:
         MachineError: no such interpreter, or it has no Model Optimizer that loads.
     """
     with TemporaryDirectory() as work:
-        done = _run(python, ["-c", f"import {_MODULE}"], work=Path(work), timeout_seconds=_PROBE_SECONDS)
+        done = _run(python, ["-m", _MODULE, "--help"], work=Path(work), timeout_seconds=_PROBE_SECONDS)
     if done.failure is not None:
         raise _missing(python, done.failure)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from nemotrt.trt.float16_types import release
+
+from nemotrt.trt.half_types import release
 
 ROUNDING = 2.0**-8
 """Largest difference, in units of the largest element, that storing a weight in another type explains: bfloat16 keeps

@@ -229,6 +229,12 @@ def cast(
     from nemotrt.stages import proven_bundle
     from nemotrt.trt.precision import cast_bundle, cast_plan
 
+    if modelopt_python is not None and engine != "modelopt":
+        raise UsageError(
+            "--modelopt-python is only for --engine modelopt",
+            found=modelopt_python,
+            fix="add --engine modelopt, or leave it out",
+        )
     python = (modelopt_python or Path(sys.executable)) if engine == "modelopt" else None
     plan = cast_plan(to, keep=keep, modelopt_python=python)
     with console.progress(f"cast to {to}") as progress:

@@ -19,7 +19,7 @@ from nemotrt.bundle import Bundle
 from nemotrt.engines.audio import read_clips
 from nemotrt.engines.onnxruntime_runner import OnnxRuntimeRunner
 from nemotrt.errors import UsageError
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 FP32 = tensor_tolerance_for("fp32", "fp32")
 
@@ -48,7 +48,7 @@ def test_a_bundle_and_itself_agree_in_every_component(tdt_bundle: Bundle, spoken
 def test_half_precision_agrees_by_its_own_limits_and_not_by_those_of_full_precision(
     tdt_bundle: Bundle, spoken: tuple[Utterance, ...], tmp_path: Path
 ) -> None:
-    half = cast_bundle_to_fp16(tdt_bundle, tmp_path / "half")
+    half = cast_bundle(tdt_bundle, tmp_path / "half")
     assert swap(tdt_bundle, half, spoken, tolerance=tensor_tolerance_for("fp32", "fp16")).agrees
     assert blamed(swap(tdt_bundle, half, spoken)) == ["encoder", "predictor", "joint"]
 

@@ -22,7 +22,7 @@ from nemotrt.engines.runner import Array, Arrays, Runner
 from nemotrt.engines.transcriber import Transcriber
 from nemotrt.errors import GraphError
 from nemotrt.export import export_checkpoint
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 Feeds = dict[str, Array]
 CHECKPOINTS = Path(__file__).parents[1] / "export" / "full_size_checkpoint.py"
@@ -41,7 +41,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def deep_half(deep: Bundle) -> Bundle:
-    return cast_bundle_to_fp16(deep, deep.path.parent / "half")
+    return cast_bundle(deep, deep.path.parent / "half")
 
 
 @pytest.fixture(scope="module")

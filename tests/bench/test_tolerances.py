@@ -26,6 +26,9 @@ def test_full_precision_allows_no_other_token_and_half_precision_is_wider() -> N
             assert row.token_error_rate == row.word_error_rate == 0.0
             assert row.min_cosine > half.min_cosine
             assert row.max_abs < half.max_abs
+            brain = next(r for r in TABLE if (r.family, r.precision, r.tensor) == (row.family, "bf16", row.tensor))
+            assert half.min_cosine > brain.min_cosine
+            assert half.max_abs < brain.max_abs
 
 
 def test_eight_bits_are_judged_by_tokens_and_not_by_frames() -> None:

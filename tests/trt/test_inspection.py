@@ -15,7 +15,7 @@ from nemotrt.errors import GraphError
 from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 from nemotrt.trt.inspection import GraphFacts, inspect_graph
 from nemotrt.trt.inspection.scopes import Scope
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model(tdt_bundle: Bundle) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def half(tdt_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return cast_bundle_to_fp16(tdt_bundle, tmp_path_factory.mktemp("half") / "tdt")
+    return cast_bundle(tdt_bundle, tmp_path_factory.mktemp("half") / "tdt")
 
 
 def test_nodes_operators_and_interface_are_those_of_the_file(facts: GraphFacts, model: onnx.ModelProto) -> None:

@@ -73,7 +73,11 @@ def test_an_interpreter_that_is_not_there_is_answered_alike(tdt_bundle: Bundle, 
 
 
 @pytest.mark.parametrize(
-    ("program", "found"), [("raise ValueError('no such operator')", "no such operator"), ("", "wrote nothing")]
+    ("program", "found"),
+    [
+        ("import sys\nif '--help' not in sys.argv: raise ValueError('no such operator')", "no such operator"),
+        ("", "wrote nothing"),
+    ],
 )
 def test_a_graph_that_it_does_not_take_is_named_and_nothing_is_left(
     tdt_bundle: Bundle, tmp_path: Path, program: str, found: str

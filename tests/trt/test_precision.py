@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from nemotrt.errors import GraphError, UsageError
 from nemotrt.profiles import AxisRange
 from nemotrt.trt.build import BuildRequest, build_engine
 from nemotrt.trt.half_cast import CastReport
-from nemotrt.trt.precision import cast_bundle
+from nemotrt.trt.precision import CastPlan, HalfPrecision, cast_bundle
 
 # 24 roundings of half precision stay below this; NUMBERS of the field reach 9e-4 on 17 layers.
 RELATIVE_ERROR = 2e-3
@@ -178,7 +179,8 @@ def test_a_graph_that_cannot_be_read_leaves_nothing_behind(tdt_bundle: Bundle, t
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
 
-def test_weights_are_converted_one_at_a_time(tdt_bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", get_args(HalfPrecision))
+def test_weights_are_converted_one_at_a_time(tdt_bundle: Bundle, tmp_path: Path, to: HalfPrecision) -> None:
     count, side = 16, 512
     weight_bytes = 4 * side * side
     folder = tmp_path / "large"
@@ -191,7 +193,7 @@ def test_weights_are_converted_one_at_a_time(tdt_bundle: Bundle, tmp_path: Path)
     meta = tdt_bundle.meta.model_copy(update={"components": {"joint": spec}, "files": {}})
     tracemalloc.start()
     try:
-        made = cast_bundle(Bundle(folder, meta), tmp_path / "out")
+        made = cast_bundle(Bundle(folder, meta), tmp_path / "out", CastPlan(to))
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
