@@ -320,6 +320,50 @@ def quantize(
 
 
 @app.command()
+def fix(
+    source: options.FixSource = None,
+    output: options.FixOutput = None,
+    only: options.OnlyPasses = None,
+    skip: options.SkipPasses = None,
+    no_verify: options.NoVerify = False,
+    list_passes: options.ListPasses = False,
+    explain: options.Explain = False,
+    as_json: options.Json = False,
+) -> None:
+    """Turn somebody else's ONNX encoder, NeMo's own export for one, into a lean one with the same results.
+
+    Each change is proved: ONNX Runtime runs both graphs over a grid of shapes with ragged lengths.
+    A pass that would change results is named, and nothing is written.
+    """
+    from nemotrt import console, console_fix
+    from nemotrt.fixing import fix as fix_files
+    from nemotrt.trt.surgery import PASSES, chosen_passes
+
+    if list_passes:
+        if as_json:
+            _print_json({"passes": [{"name": one.name, "does": one.does} for one in PASSES]})
+        else:
+            console_fix.print_passes(PASSES)
+        return
+    if source is None or output is None:
+        raise UsageError("there is nothing to fix, or nowhere to write it", fix="nemotrt fix GRAPH.onnx -o FOLDER")
+    passes = chosen_passes(only=only or (), skip=skip or ())
+    with console.progress("fix") as progress:
+        fixed = fix_files(
+            source,
+            output,
+            passes=passes,
+            verify=not no_verify,
+            explain=explain,
+            on_pass=lambda name: progress(name, 0.5),
+        )
+    if as_json:
+        _print_json({"graphs": [one.as_dict() for one in fixed]})
+    else:
+        console_fix.print_fixed(fixed, explain=explain)
+
+
+@app.command()
 def build(
     bundle: options.BundleFolder,
     engines: Annotated[Path, typer.Option("--engines", metavar="STORE", help="Folder of the engine store.")],

@@ -173,3 +173,24 @@ KeepScopes = Annotated[
         show_default="subsampling",
     ),
 ]
+
+# What fix may be asked for.
+
+FixSource = Annotated[
+    Path | None, typer.Argument(metavar="GRAPH.onnx|BUNDLE", help="An ONNX graph, or a bundle.", show_default=False)
+]
+FixOutput = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the result.", show_default=False)
+]
+OnlyPasses = Annotated[
+    list[str] | None,
+    typer.Option("--pass", metavar="NAME", help="Only this pass, repeatable.", show_default="all"),
+]
+SkipPasses = Annotated[
+    list[str] | None, typer.Option("--skip", metavar="NAME", help="Leave this pass out, repeatable.")
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare before and after in ONNX Runtime.")]
+ListPasses = Annotated[bool, typer.Option("--list", help="Say what each pass does, and exit.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Also say what each pass removed and refused, and what an engine costs.")
+]

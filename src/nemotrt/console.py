@@ -62,6 +62,11 @@ def stage_progress() -> Iterator[Callable[[str, str, float], None]]:
         yield report
 
 
+def show(what: str | Table) -> None:
+    """On stdout, a line or a table."""
+    _out.print(what, soft_wrap=isinstance(what, str))
+
+
 def print_taken_over(notice: Notice) -> None:
     """On stderr, what an export does not do again; other notices are not for people."""
     if isinstance(notice, TakenOver):

@@ -32,6 +32,7 @@ def test_there_is_a_command_for_every_stage() -> None:
         "cast",
         "precision-search",
         "quantize",
+        "fix",
         "build",
         "transcribe",
         "compare",
