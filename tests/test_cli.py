@@ -338,6 +338,45 @@ def test_doctor_names_what_is_there_and_what_to_install(nemotrt: Nemotrt) -> Non
     assert all(subject in shown.out for subject in findings)
 
 
+def test_check_finds_nothing_wrong_with_a_bundle_and_names_the_rules_that_it_asked(
+    nemotrt: Nemotrt, folder: Path
+) -> None:
+    answer = nemotrt("check", folder / "bundle", "--rule", "data-missing", "--rule", "graph-invalid")
+    assert answer.code == 0
+    assert re.search(r"encoder +audio_signal, length +encoder_output, encoded_lengths", answer.out)
+    assert f"PASS  {folder / 'bundle'}: 2 rules, nothing found" in answer.out
+
+
+@pytest.fixture
+def without_weights(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(folder / "bundle" / "encoder.onnx", tmp_path / "encoder.onnx"))
+
+
+def test_check_of_one_graph_is_a_line_for_each_finding_and_exit_code_1(
+    nemotrt: Nemotrt, without_weights: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log" / "findings.sarif"
+    answer = nemotrt("check", without_weights, "--rule", "data-missing", "--rule", "node-unused", "--sarif", log)
+    assert answer.code == 1
+    first, second, verdict = answer.out.splitlines()
+    assert re.match(r"error +data-missing +encoder +pre_encode.* encoder\.onnx\.data is not there +-> copy", first)
+    assert second.startswith("note ")
+    assert verdict == f"FAIL  {without_weights}: 2 rules, 1 error, 1 note"
+    assert [result["ruleId"] for result in json.loads(log.read_text())["runs"][0]["results"]] == [
+        "data-missing",
+        "node-unused",
+    ]
+
+
+def test_check_answers_in_json_and_leaves_out_what_it_is_told_to(nemotrt: Nemotrt, without_weights: Path) -> None:
+    answer = nemotrt("check", without_weights, "--rule", "data-missing", "--json")
+    assert (answer.code, answer.document["verdict"]) == (1, "fail")
+    (finding,) = answer.document["findings"]
+    assert (finding["rule"], finding["graph"]) == ("data-missing", str(without_weights))
+    ignored = nemotrt("check", without_weights, "--rule", "data-missing", "--ignore", "data-missing", "--json")
+    assert (ignored.code, ignored.document["findings"]) == (0, [])
+
+
 def test_version_and_help_need_no_command(nemotrt: Nemotrt) -> None:
     assert nemotrt("--version") == Answer(0, f"nemotrt {__version__}\n", "")
     assert nemotrt("--help").out.lstrip().startswith("Usage: nemotrt")
@@ -448,6 +487,12 @@ WRONG: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "check: altered file": ("check {altered}", 2, ("encoder.onnx.data", "not the file that was exported")),
     "check: foreign file": ("check {foreign}", 2, ("not part of it", "notes.txt", "move them")),
     "check: missing file": ("check {lacking}", 2, ("joint.onnx is missing", NOT_TWICE)),
+    "check: no such rule": ("check {bundle} --rule opset", 2, ("no such rule", "opset-old")),
+    "check: findings on a folder": (
+        "check {bundle} --rule opset-old --sarif {empty}",
+        2,
+        ("a folder", "{empty}"),
+    ),
     "check: another schema": ("check {old}", 2, ("schema version 1", "schema_version", NOT_TWICE)),
     "cast: FP16 twice": ("cast {fp16} -o {out}", 2, ("only a float32 bundle", "precision fp16")),
     "cast: unknown precision": ("cast {bundle} -o {out} --to int8", 2, ("'int8' is not one of 'fp16'",)),

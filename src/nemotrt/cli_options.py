@@ -10,6 +10,9 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A NeMo checkpoint.", show_default=False)]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.", show_default=False)]
+BundleOrGraph = Annotated[
+    Path, typer.Argument(metavar="BUNDLE|GRAPH.onnx", help="A bundle folder, or one ONNX file.", show_default=False)
+]
 NewBundle = Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")]
 Audio = Annotated[
@@ -73,6 +76,21 @@ ModelOptPython = Annotated[
         help="Interpreter that has Model Optimizer.",
         show_default="the one that runs nemotrt",
     ),
+]
+
+# What a check may be asked for.
+
+OnlyRules = Annotated[
+    list[str] | None,
+    typer.Option("--rule", metavar="ID", help="Rule to ask, repeatable.", show_default="all"),
+]
+IgnoredRules = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="ID", help="Rule to leave out, repeatable.", show_default=False),
+]
+Sarif = Annotated[
+    Path | None,
+    typer.Option("--sarif", metavar="FILE", help="Also write the findings as SARIF 2.1.0.", show_default=False),
 ]
 
 # What an export may be asked for.

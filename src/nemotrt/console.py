@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded: an export starts as 
     from nemotrt.doctor import Finding
     from nemotrt.engines.streaming_transcriber import StreamingTranscriber
     from nemotrt.engines.transcriber import Transcriber
+    from nemotrt.inspection import Inspection
     from nemotrt.pipeline import RunSummary
     from nemotrt.stages import MadeEngine
     from nemotrt.trt.quantization.audit import DtypeAudit
@@ -35,7 +37,10 @@ _PIPE_WIDTH = 160  # columns where stdout is a file or a pipe: tables are not cu
 _out = Console(width=None if Console().is_terminal else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
 _err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
+_LONGEST = 240  # characters of a sentence in a table; --json has all of it
+
 _STYLES = {"pass": "green", "verified": "green", "yes": "green", "fail": "red", "failed": "red", "no": "yellow"}
+_STYLES |= {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 @contextmanager
@@ -113,6 +118,26 @@ def print_bundle(bundle: Bundle) -> None:
     _out.print(table)
     for note in meta.notes:
         _line(f"note: {note}")
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The bundle, if it is one; then a line for each finding, worst first, and the verdict."""
+    if inspection.bundle is not None:
+        print_bundle(inspection.bundle)
+    rows = [(one.rule, one.component, one.place) for one in inspection.findings]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, finding in zip(rows, inspection.findings, strict=True):
+        columns = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        severity = Text(f"{finding.severity:<9}", _STYLES[finding.severity])
+        _line(Text.assemble(severity, columns, f"  {_cut(finding.what)}", (f"  -> {finding.fix}", "dim")))
+    counts = Counter(finding.severity for finding in inspection.findings)
+    found = ", ".join(quantities.counted(counts[kind], kind) for kind in counts) or "nothing found"
+    verdict = Text(inspection.verdict.upper(), _STYLES[inspection.verdict])
+    _line(
+        Text.assemble(verdict, f"  {inspection.target}: {quantities.counted(len(inspection.rules), 'rule')}, {found}")
+    )
+    for name in inspection.unasked:
+        _line(Text.assemble(("not asked  ", "yellow"), f"{name}: not installed here"))
 
 
 def print_engines(made: Iterable[MadeEngine]) -> None:
@@ -222,6 +247,10 @@ def print_findings(findings: Iterable[Finding]) -> None:
             table.add_row("", Text(f"-> {finding.advice}", "dim"))
     table.show_header = False
     _out.print(table)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _unproven(results: Results) -> str:

@@ -6,7 +6,7 @@ newest that it knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -26,7 +26,7 @@ def check_graph(graph: Path, component: ComponentSpec) -> None:
         GraphError: not an ONNX file, of a newer opset than the installed onnx knows, invalid, without its
             weights, or with inputs or outputs that the contract does not describe.
     """
-    model = _read_without_weights(graph)
+    model = read_without_weights(graph)
     _refuse_newer_opset(model, graph)
     try:
         onnx.checker.check_model(str(graph))
@@ -41,7 +41,12 @@ def check_graph(graph: Path, component: ComponentSpec) -> None:
     _compare(graph, "output", component.outputs, model.graph.output)
 
 
-def _read_without_weights(graph: Path) -> onnx.ModelProto:
+def read_without_weights(graph: Path) -> onnx.ModelProto:
+    """The graph; weights in other files are not read.
+
+    Raises:
+        GraphError: this is not an ONNX file.
+    """
     try:
         model = onnx.load(str(graph), load_external_data=False)
     except (OSError, DecodeError, ValueError) as exc:
@@ -69,14 +74,7 @@ def _refuse_newer_opset(model: onnx.ModelProto, graph: Path) -> None:
 
 
 def _compare(graph: Path, kind: str, wanted: tuple[TensorSpec, ...], found: Iterable[ValueInfoProto]) -> None:
-    """Names, types and shapes. An axis of unknown size in the file fits any axis name of the contract."""
-    there = {value.name: value.type for value in found}
-    problems = [f"{name} is not in the contract" for name in there if name not in {spec.name for spec in wanted}]
-    for spec in wanted:
-        if spec.name not in there:
-            problems.append(f"{spec.name} is missing")
-        elif not _fits(spec, there[spec.name]):
-            problems.append(f"{spec.name} is {_text(there[spec.name])}, not {spec.dtype}{list(spec.shape)}")
+    problems = [problem for _, problem in interface_problems(wanted, found)]
     if problems:
         raise GraphError(
             f"an {kind} of the graph is not what the bundle's metadata says",
@@ -84,6 +82,22 @@ def _compare(graph: Path, kind: str, wanted: tuple[TensorSpec, ...], found: Iter
             found="; ".join(problems),
             fix="make the bundle again",
         )
+
+
+def interface_problems(wanted: tuple[TensorSpec, ...], found: Iterable[ValueInfoProto]) -> Iterator[tuple[str, str]]:
+    """Tensors whose name, type or shape is not the contract's, each with what it is instead.
+
+    An axis of unknown size in the file fits any axis name of the contract.
+    """
+    there = {value.name: value.type for value in found}
+    for name in there:
+        if name not in {spec.name for spec in wanted}:
+            yield name, f"{name} is not in the contract"
+    for spec in wanted:
+        if spec.name not in there:
+            yield spec.name, f"{spec.name} is missing"
+        elif not _fits(spec, there[spec.name]):
+            yield spec.name, f"{spec.name} is {_text(there[spec.name])}, not {spec.dtype}{list(spec.shape)}"
 
 
 def _fits(spec: TensorSpec, value: TypeProto) -> bool:
@@ -100,7 +114,10 @@ def _text(value: TypeProto) -> str:
 
 
 def _dtype(value: TypeProto) -> str:
-    return str(helper.tensor_dtype_to_np_dtype(value.tensor_type.elem_type).name)
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(value.tensor_type.elem_type).name)
+    except KeyError:
+        return "no known type"
 
 
 def _axes(value: TypeProto) -> list[int | str | None]:
