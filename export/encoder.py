@@ -90,13 +90,14 @@ def _attention_window(g: GraphBuilder, config: EncoderConfig, frames: ir.Value) 
     ``left / chunk`` chunks before it (NeMo ``ConformerEncoder._create_masks``).
     """
     left, right = config.spec.attention_context
+    is_chunked = config.spec.attention_style == "chunked_limited"
+    if (left, right) == (-1, -1) and not is_chunked:
+        return None
     index = g.op("Range", g.constant(0), g.scalar(frames), g.constant(1))
-    if config.spec.attention_style == "chunked_limited":
+    if is_chunked:
         chunk = right + 1
         index = g.op("Div", index, g.constant(chunk))
         left, right = (left // chunk if left >= 0 else -1), 0
-    elif (left, right) == (-1, -1):
-        return None
     back = g.op("Sub", g.op("Unsqueeze", index, g.constant([1])), index)
     bounds = []
     if left >= 0:

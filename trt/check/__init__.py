@@ -2,7 +2,7 @@
 
     path, contract --> Subject (read once) --> every Rule --> Finding ...  worst first
 
-The rules are listed in the README of this folder. Nothing is run or changed, and weights are read one at a time.
+The rules are listed in the README of this folder. Nothing is built or changed, and weights are read one at a time.
 What TensorRT's parser and Polygraphy say of a graph comes from processes of their own.
 """
 

@@ -1,4 +1,4 @@
-"""Graphs in, findings out: every rule looks at every graph, and nothing is run or changed."""
+"""Graphs in, findings out: every rule looks at every graph, and nothing is built or changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def check_graph_file(
     """What is wrong with one graph, worst first.
 
     ``component`` and ``meta`` are its contract; without them, what a rule cannot know it leaves out.
-    A file that is not a graph is a finding too, whatever ``rules`` are.
+    A file that is not a graph is a finding too, whatever ``rules`` are, and so is an invalid graph that they cannot
+    look at.
     """
     subject = Subject(path, component, meta, Opinions(lambda: _loadable([subject])))
     return worst_first(_findings(subject, rules))
@@ -52,10 +53,10 @@ def _findings(subject: Subject, rules: Sequence[Rule]) -> Iterator[Finding]:
             yield from found
             return
     invalid = tuple(INVALID.check(subject))
+    if any(rule is INVALID or rule.needs_valid_graph for rule in rules):
+        yield from invalid
     for rule in rules:
-        if rule is INVALID:
-            yield from invalid
-        elif rule not in FIRST and not (invalid and rule.needs_valid_graph):
+        if rule not in (*FIRST, INVALID) and not (invalid and rule.needs_valid_graph):
             yield from rule.check(subject)
 
 

@@ -60,18 +60,20 @@ class NodeUnused(Rule):
             if node is None or node in needed:
                 continue
             needed.add(node)
-            inner = (within for nested in _graphs_in(node) for within in nested.all_nodes())
-            readers = (node, *inner)
-            waiting.extend(value.producer() for reader in readers for value in reader.inputs if value is not None)
+            waiting.extend(value.producer() for value in _read_by(node) if value is not None)
         idle = [node for node in subject.graph if node not in needed]
         if idle:
             yield self.found(subject, "no output needs these nodes", places=(node.name for node in idle))
 
 
-def _graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
+def _read_by(node: ir.Node) -> Iterator[ir.Value | None]:
+    """The node's inputs, and what the graphs inside of it take from around them."""
+    yield from node.inputs
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+            nested = attribute.as_graph()
+            yield from nested.outputs
+            yield from (value for within in nested.all_nodes() for value in within.inputs)
 
 
 RULES = (InputUnused(), OutputConstant(), NodeUnused())

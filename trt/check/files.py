@@ -92,10 +92,12 @@ def _with_weights_as_inputs(skeleton: ModelProto) -> ModelProto:
     model = ModelProto()
     model.CopyFrom(skeleton)
     graph = model.graph
-    left_out = [tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    for tensor in left_out:
-        graph.initializer.remove(tensor)
-        if tensor.name not in {value.name for value in graph.input}:
+    inputs = {value.name for value in graph.input}
+    del graph.initializer[:]
+    for tensor in skeleton.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return model
 

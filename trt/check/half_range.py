@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from nemotrt.trt.check.finding import Finding
 from nemotrt.trt.check.rule import Rule
 from nemotrt.trt.check.subject import Subject
-from nemotrt.trt.check.weights import StoredWeight
+from nemotrt.trt.check.weights import Extremes, StoredWeight
 
 _HALF = np.finfo(np.float16)
 _HALF_MAX = float(_HALF.max)
@@ -27,13 +28,14 @@ class _Values(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        names = [weight.name for weight in subject.weights if _is_float(weight) and self.wrong(weight.read())]
+        floats = (weight for weight in subject.weights if _is_float(weight))
+        names = [weight.name for weight in floats if self.wrong(weight.extremes)]
         if names:
             yield self.found(subject, self.what, places=names)
 
-    def wrong(self, values: NDArray[Any]) -> bool:
-        """Whether a constant that is not empty is what the rule is about."""
-        raise NotImplementedError
+    @abstractmethod
+    def wrong(self, values: Extremes) -> bool:
+        """Whether this is what the rule is about."""
 
 
 class WeightNotFinite(_Values):
@@ -45,9 +47,9 @@ class WeightNotFinite(_Values):
     reason = "a cast or a training that overflowed: what is computed with them is NaN"
     fix = "export from a checkpoint whose weights are finite"
 
-    def wrong(self, values: NDArray[Any]) -> bool:
+    def wrong(self, values: Extremes) -> bool:
         """Minus infinity alone may be a mask."""
-        return bool(np.isnan(values.min()) or np.isposinf(values.max()))
+        return math.isnan(values.low) or values.high == math.inf
 
 
 class MaskInfinite(_Values):
@@ -59,9 +61,9 @@ class MaskInfinite(_Values):
     reason = "softmax of a row without any allowed key is NaN, and padded rows of a batch are such rows"
     fix = "mask with a finite number, -10000"
 
-    def wrong(self, values: NDArray[Any]) -> bool:
+    def wrong(self, values: Extremes) -> bool:
         """Anywhere in the constant."""
-        return bool(np.isneginf(values.min()))
+        return values.low == -math.inf
 
 
 class MaskBeyondHalf(_Values):
@@ -73,9 +75,9 @@ class MaskBeyondHalf(_Values):
     reason = "in half precision it becomes minus infinity, and a fully padded row NaN"
     fix = "mask with -10000, which is zero after softmax in every precision"
 
-    def wrong(self, values: NDArray[Any]) -> bool:
+    def wrong(self, values: Extremes) -> bool:
         """Masks are single numbers."""
-        return values.size == 1 and bool(-np.inf < values.item() <= -_HALF_MAX)
+        return values.are_one and -math.inf < values.low <= -_HALF_MAX
 
 
 class BeyondHalf(_Values):
@@ -87,12 +89,11 @@ class BeyondHalf(_Values):
     reason = "a naive cast makes infinity of a large weight, and zero of a small epsilon"
     fix = "cast with nemotrt cast, which keeps them in float32"
 
-    def wrong(self, values: NDArray[Any]) -> bool:
+    def wrong(self, values: Extremes) -> bool:
         """A mask is another rule's."""
-        low, high = float(values.min()), float(values.max())
-        if values.size == 1:
-            return _HALF_MAX < high < np.inf or 0 < abs(high) <= _HALF_ZERO
-        return _HALF_MAX < high < np.inf or -np.inf < low < -_HALF_MAX
+        if values.are_one:
+            return _HALF_MAX < values.high < math.inf or 0 < abs(values.high) <= _HALF_ZERO
+        return _HALF_MAX < values.high < math.inf or -math.inf < values.low < -_HALF_MAX
 
 
 def _is_float(weight: StoredWeight) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -25,9 +26,9 @@ class _Decomposed(Rule):
         if places:
             yield self.found(subject, self.what, places=places)
 
+    @abstractmethod
     def ends(self, above: ir.Value | None, below: ir.Value | None) -> bool:
         """Whether ``above / below`` is the end of the pattern."""
-        raise NotImplementedError
 
 
 class LayerNormDecomposed(_Decomposed):

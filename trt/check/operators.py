@@ -81,7 +81,7 @@ class ControlFlow(_Operators):
     id = "control-flow"
     names = frozenset({"If", "Loop", "Scan"})
     what = "{name} holds a graph of its own"
-    reason = "TensorRT fuses nothing across control flow, and refuses branches whose shapes differ"
+    reason = "a branch or loop is a graph apart: rules and casts here do not look into it, and TensorRT restricts it"
     fix = "export in inference mode with the branch decided, or unroll the loop"
 
 
@@ -100,13 +100,13 @@ class SignalOperator(_Operators):
 
     id = "signal-operator"
     names = frozenset({"STFT", "DFT", "MelWeightMatrix", "HannWindow", "HammingWindow", "BlackmanWindow"})
-    what = "{name} is no operator of most engines"
-    reason = "TensorRT has no DFT, and STFT only of constant frames: the front end does not build"
+    what = "the front end is computed with {name}"
+    reason = "TensorRT's parser has no DFT and no MelWeightMatrix, and old versions have no STFT either"
     fix = "keep the front end out of the graph, or use preprocessor.onnx of nemotrt export: one convolution"
 
 
 class OperatorRefused(_Operators):
-    """What no parser of TensorRT takes (operator table of TensorRT-RTX 1.7)."""
+    """What the parser of TensorRT-RTX 1.7 says that it has not."""
 
     id = "operator-refused"
     names = frozenset(

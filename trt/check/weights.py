@@ -26,6 +26,15 @@ _MALFORMED = -1
 
 
 @dataclass(frozen=True)
+class Extremes:
+    """Smallest and largest of a weight's values; both NaN if any is. ``are_one``: there is a single value."""
+
+    low: float
+    high: float
+    are_one: bool
+
+
+@dataclass(frozen=True)
 class StoredWeight:
     """One initializer, or the tensor of a node's attribute; ``folder`` is that of the graph."""
 
@@ -85,6 +94,12 @@ class StoredWeight:
             return numpy_helper.to_array(self.tensor)
         dtype = ir.DataType(self.tensor.data_type).numpy()
         return self.read_bytes().view(dtype).reshape(tuple(self.tensor.dims))
+
+    @cached_property
+    def extremes(self) -> Extremes:
+        """Of a weight that is not empty, and has no ``fault``."""
+        values = self.read()
+        return Extremes(float(values.min()), float(values.max()), are_one=values.size == 1)
 
     def read_bytes(self) -> NDArray[np.uint8]:
         """The same as bytes, little-endian."""

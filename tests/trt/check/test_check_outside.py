@@ -9,7 +9,9 @@ import pytest
 from zoo import ZOO, Place, good
 
 from nemotrt.bundle import Bundle
+from nemotrt.tensorrt_api import load_api
 from nemotrt.trt.check import check_graph_file, chosen_rules, opinions
+from nemotrt.trt.check.operators import OperatorRefused
 from nemotrt.trt.check.opinions import Opinion, Remark, ask
 
 PARSER = chosen_rules(["tensorrt-refuses", "tensorrt-crashes"])
@@ -28,6 +30,17 @@ def test_tensorrts_parser_names_the_node_that_it_refuses(place: Place) -> None:
     assert (finding.rule, finding.severity) == ("tensorrt-refuses", "error")
     assert finding.places[0].startswith("Det")
     assert "Det" in finding.what
+
+
+def test_the_operators_that_we_say_tensorrt_lacks_are_those_that_its_parser_lacks() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    api = load_api("tensorrt-rtx")
+    builder = api.create_builder()
+    network = api.create_network(builder)
+    parser = api.create_parser(network)
+    lacking = OperatorRefused.names | {"DFT", "MelWeightMatrix", "Unique", "Compress"}
+    assert [name for name in sorted(lacking) if parser.supports_operator(name)] == []
+    assert parser.supports_operator("MatMul")
 
 
 def test_tensorrts_parser_has_nothing_against_a_sound_graph(place: Place) -> None:

@@ -14,7 +14,7 @@ from small_graphs import ENCODER
 from zoo import ZOO, Place, good
 
 from nemotrt.bundle import Bundle
-from nemotrt.trt.check import RULES, check_graph_file
+from nemotrt.trt.check import RULES, check_graph_file, chosen_rules
 from nemotrt.trt.check.outside import RULES as OUTSIDE
 
 OWN = tuple(rule for rule in RULES if rule not in OUTSIDE)
@@ -67,6 +67,13 @@ def test_without_its_rule_a_broken_graph_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx.data").unlink()
     rules = tuple(rule for rule in OWN if rule.id != "data-missing")
     assert check_graph_file(path, ENCODER, rules=rules) == ()
+
+
+def test_a_graph_that_rules_cannot_look_at_is_not_passed_over(place: Place) -> None:
+    animal = ZOO["shapes_that_contradict_each_other"].make(place)
+    (finding,) = check_graph_file(animal.path, animal.component, rules=chosen_rules(["axis-traced"]))
+    assert finding.rule == "graph-invalid"
+    assert check_graph_file(animal.path, animal.component, rules=chosen_rules(["data-missing"])) == ()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
