@@ -1,10 +1,4 @@
-"""What is known of the values of a graph without running it: shapes, and the content of small integer tensors.
-
-    input [batch, 80, frames] -> Conv -> [batch, 64, 40, floor((frames - 1)/2) + 1]
-    Shape -> (batch, 64, 40, ...) -> Gather 0 -> batch -> Concat -> (batch, -1, 8, 64) -> Reshape ...
-
-Nodes are visited once, in order. An operator that nobody described has outputs of unknown shape.
-"""
+"""What is known of the values of a graph: shapes, and the content of small integer tensors; and how to read a node."""
 
 from __future__ import annotations
 
@@ -56,26 +50,6 @@ class Facts:
             self.limits.append(words)
 
 
-def learn_facts(graph: ir.Graph) -> Facts:
-    """Everything that can be known, of a graph whose nodes are in order."""
-    from nemotrt.trt.surgery.content_rules import content_of
-    from nemotrt.trt.surgery.shape_rules import shapes_of
-
-    facts = Facts()
-    for value in (*graph.inputs, *graph.initializers.values()):
-        _learn_source(facts, value)
-    for node in graph:
-        shapes = shapes_of(node, facts)
-        for value, shape in zip(node.outputs, shapes, strict=False):
-            if shape is not None:
-                facts.shapes[value] = shape
-        if node.outputs and node.outputs[0].dtype in INTEGERS:
-            content = content_of(node, facts)
-            if content is not None and len(content) <= CONTENT_ELEMENTS:
-                facts.contents[node.outputs[0]] = content
-    return facts
-
-
 def constant_of(value: ir.Value | None, *, at_most: int) -> NDArray[np.generic] | None:
     """The array of a constant of no more than ``at_most`` elements. What an input may override is no constant."""
     tensor = None if value is None or value.is_graph_input() else value.const_value
@@ -94,16 +68,3 @@ def integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...
     """An attribute that is a list of integers."""
     found = node.attributes.get(name)
     return tuple(default if found is None else found.as_ints())
-
-
-def _learn_source(facts: Facts, value: ir.Value) -> None:
-    if value.shape is not None:
-        names = enumerate(value.shape)
-        facts.shapes[value] = tuple(_axis(axis, fallback=f"{value.name}.{index}") for index, axis in names)
-    array = constant_of(value, at_most=CONTENT_ELEMENTS) if value.dtype in INTEGERS else None
-    if array is not None and array.ndim <= 1:
-        facts.contents[value] = tuple(Size.of(int(number)) for number in array.reshape(-1))
-
-
-def _axis(axis: int | ir.SymbolicDim, *, fallback: str) -> Size:
-    return Size.of(axis) if isinstance(axis, int) else Size.named(axis.value or fallback)

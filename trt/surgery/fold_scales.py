@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from nemotrt.trt.surgery.fold_pads import pads_with_zeros
@@ -49,8 +50,8 @@ def _factor(node: ir.Node) -> tuple[ir.Value, Array] | None:
         number, value = small_constant(node.inputs[index]), node.inputs[1 - index]
         if number is None or number.size != 1 or number.ndim > 1 or number.dtype.kind != "f" or value is None:
             continue
-        if not is_weight(value):
-            factor = number.reshape(()).astype("float64")
+        factor = number.reshape(()).astype("float64")
+        if not is_weight(value) and np.isfinite(factor) and factor != 0:
             return value, 1.0 / factor if node.op_type == "Div" else factor
     return None
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nemotrt.trt.surgery.facts import Facts, constant_of, learn_facts
+from nemotrt.trt.surgery.facts import Facts, constant_of
+from nemotrt.trt.surgery.learn_facts import learn_facts
 
 SMALL_ELEMENTS = 4096
 """Constants up to here are read and computed with; larger ones are weights, and stay functions until they are saved."""

@@ -35,6 +35,7 @@ def load_for_surgery(path: Path) -> ir.Model:
         raise GraphError("this is not an ONNX file", where=path, found=str(exc)[:300], fix="export it again") from exc
     if not model.graph.outputs:
         raise GraphError("this is not an ONNX file", where=path, found="a graph without outputs", fix="export it again")
+    _check_weights(model.graph, path)
     InlinePass()(model)
     for node in model.graph:
         if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
@@ -50,6 +51,20 @@ def load_for_surgery(path: Path) -> ir.Model:
             if not value.is_graph_output():
                 value.shape = None
     return model
+
+
+def _check_weights(graph: ir.Graph, path: Path) -> None:
+    """Every data file is there, and in the folder of the graph: a name may point anywhere."""
+    folder = path.absolute().parent.resolve()
+    tensors = (value.const_value for value in graph.initializers.values())
+    for file in sorted({Path(one.path) for one in tensors if isinstance(one, ir.ExternalTensor)}):
+        if not file.resolve().is_relative_to(folder) or not file.is_file():
+            raise GraphError(
+                "a weight of the graph is not in a file beside it",
+                where=path,
+                found=f"{file}: {'outside of the folder' if file.exists() else 'no such file'}",
+                fix="copy the graph with all of its data files, or export it again",
+            )
 
 
 def operate(

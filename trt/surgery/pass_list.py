@@ -18,6 +18,7 @@ from nemotrt.trt.surgery.merge_projections import MergeProjections, SharePositio
 from nemotrt.trt.surgery.name_batch import NameBatch
 from nemotrt.trt.surgery.relative_shift import RelativeShift
 from nemotrt.trt.surgery.remove_broadcasts import RemoveBroadcasts
+from nemotrt.trt.surgery.remove_dead_nodes import RemoveDeadNodes
 from nemotrt.trt.surgery.remove_no_ops import RemoveNoOps
 from nemotrt.trt.surgery.share_masks import ShareMasks
 from nemotrt.trt.surgery.simplify_casts import SimplifyCasts
@@ -25,6 +26,7 @@ from nemotrt.trt.surgery.simplify_shapes import SimplifyShapes
 from nemotrt.trt.surgery.surgery_pass import SurgeryPass
 
 PASSES: tuple[SurgeryPass, ...] = (
+    RemoveDeadNodes(),
     FoldConstants(),
     SimplifyCasts(),
     MergeDuplicates(),

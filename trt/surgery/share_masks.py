@@ -22,8 +22,10 @@ from nemotrt.trt.surgery.shape_rules import ONE, broadcast
 from nemotrt.trt.surgery.surgery_pass import SurgeryPass
 
 _BY_POSITION = frozenset({"Relu", "Sigmoid", "Tanh", "Neg", "LeakyRelu", "Elu", "Gelu"})
-_LEAST, _MOST = 1e3, 1e30
+_LEAST, _MOST = 1e4, 1e30
 """What is added to a forbidden score: enough for exp() to be zero beside any other score, and far from infinity."""
+
+_LIMIT = "no two attention scores of a row are 9000 apart"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _add_mask(
     edit: GraphEdit, found: _Attention, shared: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
 ) -> None:
     like = found.scores
+    edit.facts.limit(_LIMIT)
     if (found.mask, found.filler) not in shared:
         zero = edit.constant(np.zeros((), like.dtype.numpy() if like.dtype else np.float32))
         bias = edit.op("Where", [found.mask, found.filler, zero], before=found.fill, like=like)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 8
+LONGEST = 12
 OPSET = 18
 Axis = int | str
 Draw = st.DrawFn
@@ -306,9 +307,47 @@ def counted(w: Writer) -> None:
     w.add(w.op("Add", x.name, column), "B", "T", WIDTH)
 
 
+def widths_in_words(w: Writer) -> None:
+    """A Pad whose widths are computed from constants, as tracing writes them."""
+    x = w.pick(lambda value: len(value.shape) == 3 and _has_width(value))
+    zeros = w.op("ConstantOfShape", w.number([4]), value=helper.make_tensor("v", TensorProto.INT64, [1], [0]))
+    pairs = w.op("Reshape", w.op("Concat", w.number([1, 2]), zeros, axis=0), w.number([-1, 2]))
+    bounds = [w.number([number]) for number in (-1, -(2**62), 0, -1)]
+    flat = w.op("Reshape", w.op("Transpose", w.op("Slice", pairs, *bounds), perm=[1, 0]), w.number([-1]))
+    if x is not None:
+        w.add(w.op("Pad", x.name, flat), *x.shape[:2], x.shape[2] + 3)
+
+
+def relative(w: Writer) -> None:
+    """Scores by relative position of one layer or two, shifted as NeMo does it, or almost."""
+    x, heads = w.pick(_is_sequence), w.number([0, 0, 2, WIDTH // 2])
+    frames, one = w.size(x, 1), w.number([1])
+    longest = w.number([LONGEST])
+    ends = w.op("Sub", longest, frames), w.op("Sub", w.op("Add", longest, frames), one)
+    rows = w.op("Slice", w.noise(1, 2 * LONGEST - 1, WIDTH), *ends, one, one)
+    columns = w.op("Sub", w.op("Add", frames, frames), one)
+    fold = w.op("Concat", w.size(x, 0), w.number([2, -1]), frames, axis=0)
+    unfold = w.op("Concat", w.size(x, 0), w.number([2]), frames, columns, axis=0)
+    kept = []
+    for _ in range(w.draw(st.integers(1, 2))):
+        q, p = (w.op("Reshape", w.op("MatMul", y, w.noise(WIDTH, WIDTH)), heads) for y in (x.name, rows))
+        q, p = w.op("Transpose", q, perm=[0, 2, 1, 3]), w.op("Transpose", p, perm=[0, 2, 3, 1])
+        front = w.draw(st.sampled_from([1, 1, 0]))
+        padded = w.op("Pad", w.op("MatMul", q, p), w.number([0, 0, 0, front, 0, 0, 0, 1 - front]))
+        folded = w.op("Slice", w.op("Reshape", padded, fold), one, w.number([2**62]), w.number([2]), one)
+        kept.append(w.op("Slice", w.op("Reshape", folded, unfold), w.number([0]), frames, w.number([3]), one))
+        if w.draw(st.booleans()):
+            kept[-1] = w.op("Mul", kept[-1], w.number(0.5, np.float32))
+    scores = w.op("Sum", *kept)
+    v = w.op("Unsqueeze", x.name, w.number([1]))
+    mixed = w.op("ReduceSum", w.op("MatMul", w.op("Softmax", scores, axis=-1), v), w.number([1]), keepdims=0)
+    w.add(mixed, "B", "T", WIDTH)
+
+
 STEPS = (
     *(linear, scaled, divided, joined, unary, transposed, to_heads, from_heads, sliced, halves, normalized),
     *(sigmoid_in_words, convolution, masked, attention, summed, spread, casted, counted),
+    *(widths_in_words, relative),
 )
 
 

@@ -12,6 +12,7 @@ from nemotrt.trt.surgery.fold_constants import FoldConstants
 from nemotrt.trt.surgery.merge_duplicates import MergeDuplicates
 from nemotrt.trt.surgery.name_batch import NameBatch
 from nemotrt.trt.surgery.remove_broadcasts import RemoveBroadcasts
+from nemotrt.trt.surgery.remove_dead_nodes import RemoveDeadNodes
 from nemotrt.trt.surgery.remove_no_ops import RemoveNoOps
 from nemotrt.trt.surgery.simplify_casts import SimplifyCasts
 from nemotrt.trt.surgery.simplify_shapes import SimplifyShapes
@@ -37,6 +38,16 @@ def test_a_large_table_is_computed_when_it_runs_and_not_stored(tmp_path: Path) -
     found = operated(write_graph(tmp_path, text, size=np.array([1_000_000])), FoldConstants())
     assert found.outcome.changes == 0
     assert found.after == found.before
+
+
+def test_what_no_output_needs_is_removed_and_the_rest_is_not(tmp_path: Path) -> None:
+    text = """g (float[batch, 4] x) => (float[batch, 4] y) {
+        a = Relu (x)
+        b = Neg (a)
+        c = Sigmoid (b)
+        y = Tanh (a)
+    }"""
+    assert operated(write_graph(tmp_path, text), RemoveDeadNodes()).after == {"Relu": 1, "Tanh": 1}
 
 
 def test_equal_expressions_are_one(tmp_path: Path) -> None:
@@ -86,7 +97,13 @@ def test_a_cast_that_loses_digits_stays(tmp_path: Path) -> None:
     assert "does not fit" in operated(write_graph(tmp_path, text), SimplifyCasts()).refusal
 
 
-SHAPES = dict(zero=np.array(0), one=np.array(1), first=np.array([0]), heads=np.array([2, 2]), rest=np.array([-1]))
+SHAPES = {
+    "zero": np.array(0),
+    "one": np.array(1),
+    "first": np.array([0]),
+    "heads": np.array([2, 2]),
+    "rest": np.array([-1]),
+}
 
 
 def test_the_shape_of_a_reshape_becomes_a_constant(tmp_path: Path) -> None:

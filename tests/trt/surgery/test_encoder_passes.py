@@ -75,7 +75,8 @@ def test_a_batch_norm_of_a_convolution_that_others_read_stays(tmp_path: Path) ->
     assert "somebody else reads" in operated(path, FoldBatchNorm()).refusal
 
 
-UNMASKED = f"""g (float[batch, {WIDTH}, frames] x, int64[batch] length) => (float[batch, {WIDTH}, frames] y, int64[batch] n) {{
+UNMASKED = f"""g (float[batch, {WIDTH}, frames] x, int64[batch] length)
+        => (float[batch, {WIDTH}, frames] y, int64[batch] n) {{
     n = Identity (length)
     %s
     y = Conv <group = {WIDTH}, pads = [1, 1]> (glu, kernel)
@@ -303,10 +304,10 @@ def shifted(folder: Path, *, layers: int = 1, front: int = 1, extra: str = "y_0 
         padded_%(i)d = Pad (scores_%(i)d, pads) folded_%(i)d = Reshape (padded_%(i)d, fold)
         cut_%(i)d = Slice (folded_%(i)d, one, most, two, one) back_%(i)d = Reshape (cut_%(i)d, unfold)
         shifted_%(i)d = Slice (back_%(i)d, nil, t, three, one)"""
-    q = "q_{0}_p = MatMul (x, q_{0}_w) q_{0}_h = Reshape (q_{0}_p, heads) q_{0} = Transpose <perm = [0, 2, 1, 3]> (q_{0}_h)"
-    body = "\n".join(layer % {"i": i, "q": q.format(i)} for i in range(layers))
+    body = "\n".join(layer % {"i": i, "q": heads_of("x", f"q_{i}")} for i in range(layers))
     total = "y = Sum (" + ", ".join(f"shifted_{i}" for i in range(layers)) + ")"
-    text = f"""g (float[batch, frames, {WIDTH}] x) => (float[batch, {HEADS}, frames, frames] y{extra and ", float[a, b, c] z"}) {{
+    results = f"float[batch, {HEADS}, frames, frames] y" + (", float[a, b, c] z" if extra else "")
+    text = f"""g (float[batch, frames, {WIDTH}] x) => ({results}) {{
         t = Shape <start = 1, end = 2> (x) b = Shape <start = 0, end = 1> (x)
         start = Sub (longest, t) middle = Add (longest, t) end = Sub (middle, one)
         rows = Slice (table, start, end, one, one)
@@ -324,7 +325,8 @@ def shifted(folder: Path, *, layers: int = 1, front: int = 1, extra: str = "y_0 
     }
     return write_graph(
         folder, text, heads=np.array([0, -1, HEADS, 4]), table=noise(1, 2 * LONGEST - 1, WIDTH),
-        pads=np.array([0, 0, 0, front, 0, 0, 0, 1 - front]), **weights, **{k: np.array([v]) for k, v in numbers.items()},
+        pads=np.array([0, 0, 0, front, 0, 0, 0, 1 - front]),
+        **weights, **{name: np.array([number]) for name, number in numbers.items()},
     )  # fmt: skip
 
 
