@@ -15,7 +15,7 @@ from nemotrt.errors import MachineError
 from nemotrt.export import ExportOptions, ModelChoices, export_checkpoint
 from nemotrt.nemo_interpreter import InstalledNemo, find_nemo
 from nemotrt.trt.check import Finding, check_bundle, check_graph_file, chosen_rules
-from nemotrt.trt.precision import cast_bundle_to_fp16
+from nemotrt.trt.precision import cast_bundle
 
 Figure = Callable[[str], None]
 POSITIONS = chosen_rules(["positions-limit"])
@@ -40,7 +40,7 @@ def test_nothing_worse_than_a_note_is_said_of_our_own_components(
 
 
 def test_nor_of_their_float16_twins(whole_hybrid: Bundle, tmp_path: Path) -> None:
-    findings = check_bundle(cast_bundle_to_fp16(whole_hybrid, tmp_path / "half"))
+    findings = check_bundle(cast_bundle(whole_hybrid, tmp_path / "half"))
     assert [finding for finding in findings if finding.severity != "note"] == []
 
 
