@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from nemotrt.bench import quantities
 from nemotrt.bench.inspection import Inspection
 from nemotrt.bench.inspection_text import inspection_lines, tensor_text
+from nemotrt.bench.page_template import render_page
 from nemotrt.bench.text_file import write_whole
 from nemotrt.trt.inspection.graph_facts import GraphFacts
 
-_TEMPLATE, _STYLE = "inspection.html.j2", "report.css"
+_TEMPLATE = "inspection.html.j2"
 
 
 def write_inspection_page(inspection: Inspection, path: Path) -> Path:
@@ -26,19 +24,11 @@ def write_inspection_page(inspection: Inspection, path: Path) -> Path:
 
 def render_inspection_page(inspection: Inspection) -> str:
     """The page as a string."""
-    environment = Environment(
-        loader=PackageLoader("nemotrt.bench", "templates"),
-        autoescape=lambda name: name != _STYLE,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=quantities.size, number=quantities.whole, tensor=tensor_text, tiles=_tiles)
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
+        filters={"size": quantities.size, "number": quantities.whole, "tensor": tensor_text, "tiles": _tiles},
         inspection=inspection,
         engine_lines=tuple(inspection_lines(inspection)) if inspection.engine is not None else (),
-        # The style sheet is a file of this package, not of the user.
-        style=Markup(environment.get_template(_STYLE).render()),
     )
 
 

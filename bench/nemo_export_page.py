@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nemotrt.bench import quantities
@@ -23,11 +22,12 @@ from nemotrt.bench.nemo_export_results import (
     NemoExportResults,
     ratio,
 )
+from nemotrt.bench.page_template import render_page
 from nemotrt.bench.plots import Segment, strip
 from nemotrt.bench.text_file import write_whole
 
 _MARK_WIDTH = 0.004
-_TEMPLATE, _STYLE = "nemo_export.html.j2", "report.css"
+_TEMPLATE = "nemo_export.html.j2"
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,11 @@ def write_nemo_export_page(results: NemoExportResults, path: Path) -> Path:
 
 def render_nemo_export_page(results: NemoExportResults) -> str:
     """The page as a string."""
-    environment = Environment(
-        loader=PackageLoader("nemotrt.bench", "templates"),
-        autoescape=lambda name: name != _STYLE,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(duration=quantities.duration, size=quantities.size, number=quantities.whole)
     tables = [(c, figure_rows(c), latency_rows(c), goal_rows(c)) for c in results.checkpoints]
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
+        filters={"duration": quantities.duration, "size": quantities.size, "number": quantities.whole},
         results=results,
-        # The style sheet is a file of this package, not of the user.
-        style=Markup(environment.get_template(_STYLE).render()),
         tables=tables,
         summary=summary_sentence(results),
         verdict=verdict(results),

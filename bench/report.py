@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from nemotrt.bench import plots, quantities
+from nemotrt.bench.page_template import Filters, render_page
 from nemotrt.bench.results import Comparison, EngineBuild, Results, Transcript
 from nemotrt.bench.text_file import write_whole
 from nemotrt.bench.transcripts import word_errors_by_system
 from nemotrt.bench.word_errors import Span, align_words
 
-_TEMPLATE, _STYLE = "report.html.j2", "report.css"
+_TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,10 @@ def write_report(results: Results, path: Path) -> Path:
 
 def render_report(results: Results) -> str:
     """The page as a string."""
-    environment = _environment()
-    # The style sheet is a file of this package, not of the user.
-    style = Markup(environment.get_template(_STYLE).render())
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
+        filters=_FILTERS,
         results=results,
-        style=style,
         summary=summary_sentence(results),
         word_errors=word_errors_by_system(results.transcripts),
         clips=[clip_texts(transcript) for transcript in results.transcripts],
@@ -128,24 +124,15 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("nemotrt.bench", "templates"),
-        autoescape=lambda name: name != _STYLE,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        duration=quantities.duration,
-        size=quantities.size,
-        percent=quantities.percent,
-        error_rate=quantities.error_rate,
-        giga=quantities.giga,
-        number=quantities.whole,
-        cosine=quantities.cosine,
-        scientific=quantities.scientific,
-        lowest_cosine=lowest_cosine,
-        largest_difference=largest_difference,
-    )
-    return environment
+_FILTERS: Filters = {
+    "duration": quantities.duration,
+    "size": quantities.size,
+    "percent": quantities.percent,
+    "error_rate": quantities.error_rate,
+    "giga": quantities.giga,
+    "number": quantities.whole,
+    "cosine": quantities.cosine,
+    "scientific": quantities.scientific,
+    "lowest_cosine": lowest_cosine,
+    "largest_difference": largest_difference,
+}

@@ -51,11 +51,6 @@ class StreamingEncoder:
         self._wanted = self._spec.first_chunk_feature_frames
         self._began = self._finished = False
 
-    @property
-    def next_chunk_feature_frames(self) -> int:
-        """How many more feature frames the next chunk needs."""
-        return self._spec.window_feature_frames - self._pending.shape[2]
-
     def push(self, features: Array) -> Array:
         """``features`` ``[batch, F, n]``, n >= 0 -> the encoder frames of every chunk that is full, ``[batch, D, m]``.
 

@@ -31,8 +31,8 @@ from nemotrt.profiles import load_profile
 from nemotrt.profiles.profile import preset_names
 print(*(load_profile(name).name for name in preset_names()))
 
-from nemotrt.bench.report import _environment
-print(*sorted(_environment().list_templates()))
+from nemotrt.bench.page_template import page_environment
+print(*sorted(page_environment().list_templates()))
 """
 
 
