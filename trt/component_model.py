@@ -19,6 +19,11 @@ def load_component(graph: Path) -> ir.Model:
     try:
         return ir.load(graph)
     except (OSError, ValueError, DecodeError) as exc:
-        raise GraphError(
-            "the graph cannot be read", where=graph, found=str(exc), fix="export the checkpoint again"
-        ) from exc
+        raise unreadable(graph, exc) from exc
+
+
+def unreadable(graph: Path, exc: Exception) -> GraphError:
+    """The error for a graph or weights that cannot be read; weights are read when something asks for them."""
+    return GraphError(
+        "the graph or its weights cannot be read", where=graph, found=str(exc), fix="export the checkpoint again"
+    )

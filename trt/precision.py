@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import Literal
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
 from nemotrt.bundle import Bundle, BundleMeta, ComponentName, ComponentSpec, FileRecord
 from nemotrt.bundle_writer import BundleWriter
 from nemotrt.errors import GraphError, UsageError
 from nemotrt.graph_contract import check_graph
+from nemotrt.trt.component_model import load_component, unreadable
 from nemotrt.trt.half_cast import CastReport, cast_to_half
 from nemotrt.trt.half_types import BFLOAT16, FLOAT16
 from nemotrt.trt.keep_list import read_keep_list, refuse_unknown_names
@@ -91,7 +91,7 @@ def cast_bundle(
     components = {name: spec for name, spec in source.meta.components.items() if name not in LEFT_OUT}
     typed = sorted(components.keys() - KEPT_IN_FLOAT32)
     if plan.keep:
-        refuse_unknown_names(plan.keep, (_graph(source.graph_path(name)).graph for name in typed))
+        refuse_unknown_names(plan.keep, (load_component(source.graph_path(name)).graph for name in typed))
     if plan.modelopt_python is not None:
         refuse_missing_modelopt(plan.modelopt_python)
     with BundleWriter(destination, overwrite=overwrite) as writer:
@@ -132,12 +132,12 @@ def typed_component(source: Bundle, name: str, plan: CastPlan) -> tuple[ir.Model
     """
     path = source.graph_path(name)
     try:
-        model = _graph(path)
+        model = load_component(path)
         return model, cast_to_half(model, HALF_TYPES[plan.to], keep=frozenset(plan.keep))
     except GraphError as exc:
         raise GraphError(exc.what, where=path, found=exc.found, fix=exc.fix) from exc
     except (OSError, ValueError) as exc:
-        raise _unreadable(path, exc) from exc
+        raise unreadable(path, exc) from exc
 
 
 def save_component(model: ir.Model, component: ComponentSpec, folder: Path) -> ComponentSpec:
@@ -170,19 +170,6 @@ def _tools(plan: CastPlan, kept_weights: list[str]) -> dict[str, str]:
         if names:
             tools[key] = ", ".join(names)
     return tools
-
-
-def _graph(path: Path) -> ir.Model:
-    try:
-        return ir.load(path)
-    except (OSError, ValueError, DecodeError) as exc:
-        raise _unreadable(path, exc) from exc
-
-
-def _unreadable(path: Path, exc: Exception) -> GraphError:
-    return GraphError(
-        "the graph or its weights cannot be read", where=path, found=str(exc), fix="export the checkpoint again"
-    )
 
 
 def _meta(
