@@ -199,6 +199,22 @@ class TestChunksThatOverlap:
         assert worst <= TOLERANCE
         assert found["cache_last_channel_len_out"].tolist() == [streaming.left_context_frames]
 
+    def test_count_in_the_cache_what_it_keeps(self, hybrid_checkpoint: Path, tmp_path: Path) -> None:
+        bundle = export_checkpoint(
+            hybrid_checkpoint, tmp_path / "m", options=self.options(cache="inputs", drop=self.DROP)
+        )
+        spec = bundle.component("encoder_streaming")
+        runner = OnnxRuntimeRunner(bundle.graph_path("encoder_streaming"), spec=spec, threads=1)
+        shapes = {tensor.name: [1 if n == "batch" else int(n) for n in tensor.shape] for tensor in spec.inputs}
+        feeds = {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in spec.inputs}
+        feeds["length"][:] = shapes["audio_signal"][2]
+        kept = []
+        for _ in range(19):
+            outputs = runner.run(feeds)
+            feeds |= {name: outputs[f"{name}_out"] for name in feeds if name.startswith("cache")}
+            kept.append(int(feeds["cache_last_channel_len"][0]))
+        assert kept == [min((self.LOOKAHEAD + 1 - self.DROP) * (step + 1), 70) for step in range(19)]
+
     @pytest.mark.parametrize("cache", ["inputs", "kv"])
     def test_give_every_frame_once(self, hybrid_checkpoint: Path, tmp_path: Path, cache: CacheLayout) -> None:
         bundle = export_checkpoint(hybrid_checkpoint, tmp_path / "m", options=self.options(cache=cache, drop=self.DROP))
